@@ -80,6 +80,12 @@ pub struct Config {
     /// Bytes of commands of one group that may wait for their answer on this node; more wait
     /// for room. Default 32 MiB.
     pub command_bytes_outstanding_max: usize,
+    /// How long `execute` tries before it says `NotApplied` or `Unknown`. Default 10 s.
+    pub execute_timeout: Duration,
+    /// How long `query` waits for a quorum to confirm what must be read. Default 10 s.
+    pub query_timeout: Duration,
+    /// How long `join` tries to be admitted. Default 30 s.
+    pub join_timeout: Duration,
     /// Members that vote; further ones stay learners. Default 5.
     pub max_voters: usize,
     /// Journal entries behind the leader at which a learner counts as caught up. Default 256.
@@ -89,8 +95,6 @@ pub struct Config {
     pub snapshot_after_bytes: u64,
     /// Journal entries kept behind a snapshot for members that lag a little. Default 4,096.
     pub journal_entries_kept: u64,
-    /// Sessions whose answers are remembered; the longest unused is dropped first. Default 4,096.
-    pub sessions_max: usize,
     /// Groups on one node. Default 1,024.
     pub groups_max: usize,
     /// Free disk space below which writes are refused, in bytes. Default 256 MiB.
@@ -107,11 +111,13 @@ impl Default for Config {
             command_bytes_max: 1024 * 1024,
             commands_outstanding_max: 4_096,
             command_bytes_outstanding_max: 32 * 1024 * 1024,
+            execute_timeout: Duration::from_secs(10),
+            query_timeout: Duration::from_secs(10),
+            join_timeout: Duration::from_secs(30),
             max_voters: 5,
             learner_lag_max: 256,
             snapshot_after_bytes: 64 * 1024 * 1024,
             journal_entries_kept: 4_096,
-            sessions_max: 4_096,
             groups_max: 1_024,
             disk_reserve_bytes: 256 * 1024 * 1024,
         }
@@ -135,7 +141,7 @@ impl Config {
             ..
         } = self.timing;
         let silence = heartbeat.saturating_mul(heartbeats_missed);
-        let relations: [(bool, &'static str); 11] = [
+        let relations: [(bool, &'static str); 10] = [
             (!heartbeat.is_zero(), "timing.heartbeat must not be zero"),
             (heartbeats_missed > 0, "timing.heartbeats_missed must not be zero"),
             (
@@ -161,7 +167,6 @@ impl Config {
                 "what may be outstanding must hold at least one command",
             ),
             (self.max_voters > 0, "max_voters must not be zero"),
-            (self.sessions_max > 0, "sessions_max must not be zero"),
             (self.groups_max > 0, "groups_max must not be zero"),
         ];
         match relations.iter().find(|(holds, _)| !holds) {

@@ -1,1 +1,651 @@
-//! (being written)
+//! A node: this process's endpoint, database and groups. Everything is wired here.
+
+use std::{
+    fmt, io,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use crate::{
+    bond::Refusal,
+    config::{Config, ConfigError},
+    error::Cause,
+    group::{Group, Registry, Stopped},
+    identity::{Genesis, GroupId, GroupKey, GroupTicket, MemberId, NodeSecret, PeerAddr, PeerId},
+    machine::{Host, StateMachine, Views},
+    mesh::Links,
+    metrics::{Counters, Metrics},
+    net::{Quic, QuicOptions, RelayChoice, Transport},
+    raft::{Replica, ReplicaSpec, Role},
+    storage::{GroupRecord, NewGroup, OpenError as StoreError, Store},
+};
+
+/// How long a departing node waits for the parts of its shutdown that need others.
+const RETIRE_TIME_MAX: Duration = Duration::from_secs(3);
+
+/// One process's part in any number of groups: one endpoint, one database.
+///
+/// Clones are handles on the same node. It runs until [`Node::shutdown`], or the process ends;
+/// ending without a shutdown is safe, and costs the others the time to notice.
+#[derive(Clone)]
+pub struct Node {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Store,
+    links: Links,
+    registry: Registry,
+    config: Arc<Config>,
+    counters: Arc<Counters>,
+    memory: Option<MemoryDisk>,
+}
+
+/// Where a node keeps its data.
+#[derive(Clone, Debug)]
+enum Place {
+    Directory(PathBuf),
+    Memory(Option<MemoryDisk>),
+}
+
+/// What an in-memory node leaves behind, to open another one on: a restart without a disk.
+///
+/// For tests. It holds the data and the node's secret key.
+#[derive(Clone)]
+pub struct MemoryDisk {
+    store: Store,
+    secret: Arc<NodeSecret>,
+}
+
+impl fmt::Debug for MemoryDisk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryDisk").finish_non_exhaustive()
+    }
+}
+
+/// How peers may be reached besides their own addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Relay {
+    /// Not at all; no server is contacted. The default: right for a LAN and for loopback.
+    #[default]
+    Off,
+    /// Through the public relays that iroh's makers run.
+    Public,
+    /// Through one's own relay server.
+    Url(String),
+}
+
+/// Settings of a node before it opens.
+#[derive(Debug)]
+pub struct NodeBuilder {
+    place: Place,
+    bind: Vec<SocketAddr>,
+    relay: Relay,
+    endpoint: Option<iroh::Endpoint>,
+    config: Config,
+}
+
+impl Node {
+    /// Opens the node that lives in this directory, or makes one there, with the defaults: every
+    /// interface, the port of the last time if it is free, no relay, [`Config::default`].
+    ///
+    /// The directory holds the database, the snapshots and the node's secret key (mode 0600). One
+    /// process at a time can have it open.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    #[cfg(feature = "rocksdb")]
+    pub async fn open(directory: impl AsRef<Path>) -> Result<Self, OpenError> {
+        Self::builder(directory).open().await
+    }
+
+    /// Like [`Node::open`], with settings.
+    #[must_use]
+    #[cfg(feature = "rocksdb")]
+    pub fn builder(directory: impl AsRef<Path>) -> NodeBuilder {
+        NodeBuilder::new(Place::Directory(directory.as_ref().to_owned()))
+    }
+
+    /// A node that keeps everything in memory. Nothing it acknowledges outlives the process: for
+    /// tests, and for groups whose state may be lost when all of them stop.
+    #[must_use]
+    pub fn in_memory() -> NodeBuilder {
+        NodeBuilder::new(Place::Memory(None))
+    }
+
+    /// Another in-memory node on what a former one left, see [`Node::memory_disk`].
+    #[must_use]
+    pub fn on_memory(disk: MemoryDisk) -> NodeBuilder {
+        NodeBuilder::new(Place::Memory(Some(disk)))
+    }
+
+    /// This node's public name.
+    #[must_use]
+    pub fn peer_id(&self) -> PeerId {
+        self.inner.links.peer_id()
+    }
+
+    /// Where this node can be dialled at the moment.
+    #[must_use]
+    pub fn addr(&self) -> PeerAddr {
+        self.inner.links.addr()
+    }
+
+    /// Connections to other nodes; groups share them, so there is at most one a node.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.inner.links.count()
+    }
+
+    /// The groups that run on this node.
+    #[must_use]
+    pub fn groups(&self) -> Vec<GroupId> {
+        self.inner.registry.ids()
+    }
+
+    /// The node's counters.
+    #[must_use]
+    pub fn metrics(&self) -> Metrics {
+        self.inner.counters.read()
+    }
+
+    /// Founds a group, with this node as its only voter for now, or resumes it if this directory
+    /// already holds the group with this key and machine.
+    ///
+    /// Others join with [`Group::ticket`].
+    ///
+    /// # Errors
+    /// [`CreateError`].
+    pub async fn create<M: StateMachine>(
+        &self,
+        key: GroupKey,
+        machine: M,
+    ) -> Result<Group<M>, CreateError> {
+        let id = key.group_id(M::NAME);
+        let place = self.reserve(id)?;
+        let record = match self.inner.store.group(&id)? {
+            Some(record) => record,
+            None => self.new_group::<M>(id, true).await?,
+        };
+        let contacts = Vec::new();
+        let (group, replica) = self.start(key, record, machine, contacts)?;
+        place.taken(Arc::clone(&replica));
+        // A founder leads as soon as it has its own vote on disk; wait for that, so that the first
+        // `execute` finds a leader.
+        let mut watch = replica.watch();
+        let limit = self.inner.config.timing.election_timeout_max * 4;
+        let settled = watch.wait_for(|it| it.leader.is_some() || it.stopped.is_some());
+        let _ = tokio::time::timeout(limit, settled).await;
+        match replica.stopped() {
+            Some(cause) => {
+                self.give_up(&replica, &cause).await;
+                Err(CreateError::Stopped(Stopped::new(cause)))
+            }
+            None => Ok(group),
+        }
+    }
+
+    /// Joins a group through any of the ticket's members, or resumes it if this directory already
+    /// holds the group.
+    ///
+    /// Returns once the group has admitted this node as a learner; [`Group::ready`] waits until it
+    /// has caught up. It becomes a voter by itself while there are fewer than
+    /// [`max_voters`](Config::max_voters). A resumed member returns at once.
+    ///
+    /// # Errors
+    /// [`JoinError`]. After [`JoinError::NoAnswer`] trying again goes on where this ended.
+    pub async fn join<M: StateMachine>(
+        &self,
+        ticket: &GroupTicket,
+        machine: M,
+    ) -> Result<Group<M>, JoinError> {
+        let id = ticket.key().group_id(M::NAME);
+        if id != *ticket.group() {
+            return Err(JoinError::OtherMachine { name: M::NAME });
+        }
+        let place = self.reserve(id).map_err(|_| JoinError::AlreadyOpen)?;
+        let (record, fresh) = match self.inner.store.group(&id)? {
+            Some(record) => (record, false),
+            None => (self.new_group::<M>(id, false).await?, true),
+        };
+        let contacts = ticket.members().to_vec();
+        let (group, replica) = self.start(ticket.key().clone(), record, machine, contacts)?;
+        place.taken(Arc::clone(&replica));
+        match self.admitted(&replica).await {
+            Ok(()) => Ok(group),
+            Err(error) => {
+                self.give_up(&replica, &Cause::new("joining failed")).await;
+                let final_no = !matches!(error, JoinError::NoAnswer { .. });
+                if fresh && final_no {
+                    let (store, local) = (self.inner.store.clone(), replica.record().local);
+                    let removing = tokio::task::spawn_blocking(move || store.remove_group(local));
+                    removing.await.map_err(io::Error::other)??;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Stops every group in order (leadership handed over, departure told), closes the
+    /// connections, then the database. Idempotent. Bounded: a few seconds at most.
+    pub async fn shutdown(&self) {
+        let cause = Cause::new("the node was shut down");
+        let replicas = self.inner.registry.take_all();
+        let stopping = replicas.iter().map(|replica| async {
+            let _ = tokio::time::timeout(RETIRE_TIME_MAX, replica.retire()).await;
+            replica.stop(cause.clone()).await;
+        });
+        futures_util::future::join_all(stopping).await;
+        self.inner.links.shutdown().await;
+        let store = self.inner.store.clone();
+        // Closing flushes and joins a thread.
+        let _ = tokio::task::spawn_blocking(move || store.close()).await;
+    }
+
+    fn reserve(&self, id: GroupId) -> Result<Reserved, CreateError> {
+        if self.inner.registry.len() >= self.inner.config.groups_max {
+            return Err(CreateError::TooManyGroups {
+                max: self.inner.config.groups_max,
+            });
+        }
+        if !self.inner.registry.reserve(id) {
+            return Err(CreateError::AlreadyOpen);
+        }
+        Ok(Reserved {
+            registry: self.inner.registry.clone(),
+            id: Some(id),
+        })
+    }
+
+    /// Mints the member and, for a founder, the genesis; both are synced before this returns.
+    async fn new_group<M: StateMachine>(&self, id: GroupId, founder: bool) -> io::Result<GroupRecord> {
+        let store = self.inner.store.clone();
+        let new = NewGroup {
+            id,
+            name: M::NAME.to_owned(),
+            founder,
+            member: MemberId::mint(),
+            genesis: founder.then(Genesis::mint),
+        };
+        let creating = tokio::task::spawn_blocking(move || store.create_group(new));
+        creating.await.map_err(io::Error::other)?
+    }
+
+    fn start<M: StateMachine>(
+        &self,
+        key: GroupKey,
+        record: GroupRecord,
+        machine: M,
+        contacts: Vec<PeerAddr>,
+    ) -> io::Result<(Group<M>, Arc<Replica>)> {
+        let (host, views): (Host<M>, Views<M>) = Host::new(machine);
+        let replica = Replica::start(ReplicaSpec {
+            key,
+            record,
+            machine: Box::new(host),
+            contacts,
+            store: self.inner.store.clone(),
+            links: self.inner.links.clone(),
+            config: Arc::clone(&self.inner.config),
+            counters: Arc::clone(&self.inner.counters),
+        })?;
+        let registry = self.inner.registry.clone();
+        Ok((Group::new(Arc::clone(&replica), views, registry), replica))
+    }
+
+    /// Waits until the membership names this node, or something final stands in the way.
+    async fn admitted(&self, replica: &Replica) -> Result<(), JoinError> {
+        let Some(mesh) = replica.mesh() else {
+            return Err(JoinError::NoAnswer { tried: Vec::new() });
+        };
+        let mut state = replica.watch();
+        let mut refusals = mesh.refusals();
+        let settled = async {
+            loop {
+                let (role, stopped) = {
+                    let seen = state.borrow_and_update();
+                    (seen.role, seen.stopped.clone())
+                };
+                if let Some(cause) = stopped {
+                    return Err(JoinError::Stopped(Stopped::new(cause)));
+                }
+                if role != Role::Joining {
+                    return Ok(());
+                }
+                let refused = refusals.borrow_and_update().clone();
+                if let Some((peer, why)) = refused
+                    && is_final(&why)
+                {
+                    let why = why.to_string();
+                    return Err(JoinError::Refused { peer, why });
+                }
+                tokio::select! {
+                    _ = state.changed() => {}
+                    _ = refusals.changed() => {}
+                }
+            }
+        };
+        match tokio::time::timeout(self.inner.config.join_timeout, settled).await {
+            Ok(result) => result,
+            Err(_) => Err(JoinError::NoAnswer {
+                tried: mesh.dial_errors(),
+            }),
+        }
+    }
+
+    async fn give_up(&self, replica: &Replica, cause: &Cause) {
+        replica.stop(cause.clone()).await;
+        self.inner.registry.remove(&replica.record().id);
+    }
+
+    /// What this in-memory node holds, to restart it from; none for a node on disk.
+    #[must_use]
+    pub fn memory_disk(&self) -> Option<MemoryDisk> {
+        self.inner.memory.clone()
+    }
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node")
+            .field("peer", &self.peer_id())
+            .field("groups", &self.inner.registry.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whether a refusal cannot be cured by waiting.
+fn is_final(why: &Refusal) -> bool {
+    !matches!(why, Refusal::NotFounded | Refusal::Stopped)
+}
+
+/// A group's reserved place; given back unless it is taken.
+struct Reserved {
+    registry: Registry,
+    id: Option<GroupId>,
+}
+
+impl Reserved {
+    fn taken(mut self, replica: Arc<Replica>) {
+        self.id = None;
+        self.registry.put(replica);
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            self.registry.remove(&id);
+        }
+    }
+}
+
+impl NodeBuilder {
+    fn new(place: Place) -> Self {
+        Self {
+            place,
+            bind: Vec::new(),
+            relay: Relay::Off,
+            endpoint: None,
+            config: Config::default(),
+        }
+    }
+
+    /// Listens on this address; call once for IPv4 and once for IPv6. Port 0 takes a free port.
+    /// Default: every IPv4 interface, on the port of the last time if it is free.
+    #[must_use]
+    pub fn bind(mut self, addr: SocketAddr) -> Self {
+        self.bind.push(addr);
+        self
+    }
+
+    /// Listens on loopback only, on a free port: for tests and for several nodes on one machine.
+    #[must_use]
+    pub fn bind_loopback(self) -> Self {
+        self.bind((Ipv4Addr::LOCALHOST, 0).into())
+    }
+
+    /// How peers may be reached besides their own addresses. Default [`Relay::Off`].
+    #[must_use]
+    pub fn relay(mut self, relay: Relay) -> Self {
+        self.relay = relay;
+        self
+    }
+
+    /// Uses this endpoint instead of one of its own: the node then has the endpoint's key and
+    /// addresses, and [`NodeBuilder::bind`] and [`NodeBuilder::relay`] are without effect. The
+    /// node takes over the endpoint's incoming connections and closes it at its shutdown.
+    #[must_use]
+    pub fn endpoint(mut self, endpoint: iroh::Endpoint) -> Self {
+        self.endpoint = Some(endpoint);
+        self
+    }
+
+    /// All other settings.
+    #[must_use]
+    pub fn config(mut self, config: Config) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Opens the node.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub async fn open(self) -> Result<Node, OpenError> {
+        self.config.check()?;
+        let counters = Arc::<Counters>::default();
+        let (store, secret, memory) = open_place(self.place, &self.config, &counters).await?;
+        let quic = match self.endpoint {
+            Some(endpoint) => Quic::from_endpoint(endpoint),
+            None => {
+                let relay = match self.relay {
+                    Relay::Off => RelayChoice::Off,
+                    Relay::Public => RelayChoice::Public,
+                    Relay::Url(url) => RelayChoice::Url(url),
+                };
+                bind(&store, &secret, self.bind, relay).await?
+            }
+        };
+        let config = Arc::new(self.config);
+        let transport: Arc<dyn Transport> = Arc::new(quic);
+        let links = Links::start(transport, Arc::clone(&config), Arc::clone(&counters));
+        let inner = Inner {
+            store,
+            links,
+            registry: Registry::default(),
+            config,
+            counters,
+            memory,
+        };
+        Ok(Node {
+            inner: Arc::new(inner),
+        })
+    }
+}
+
+async fn open_place(
+    place: Place,
+    config: &Config,
+    counters: &Arc<Counters>,
+) -> Result<(Store, Arc<NodeSecret>, Option<MemoryDisk>), OpenError> {
+    match place {
+        #[cfg(feature = "rocksdb")]
+        Place::Directory(directory) => {
+            let (config, counters) = (config.clone(), Arc::clone(counters));
+            let opening = tokio::task::spawn_blocking(move || {
+                // The store's lock first: it is what makes this process the directory's only one.
+                let store = Store::open(&directory, &config, counters)?;
+                let secret = NodeSecret::load_or_create(&directory)?;
+                Ok::<_, OpenError>((store, Arc::new(secret), None))
+            });
+            opening.await.map_err(io::Error::other)?
+        }
+        #[cfg(not(feature = "rocksdb"))]
+        Place::Directory(_) => {
+            let _ = config;
+            Err(OpenError::Io(io::Error::other("built without the feature `rocksdb`")))
+        }
+        Place::Memory(disk) => {
+            let _ = config;
+            let (store, secret) = match disk {
+                Some(disk) => match disk.store.reopened() {
+                    Some(store) => (store, disk.secret),
+                    None => (disk.store, disk.secret),
+                },
+                None => (
+                    Store::in_memory(Arc::clone(counters)),
+                    Arc::new(NodeSecret::generate()),
+                ),
+            };
+            let disk = MemoryDisk {
+                store: store.clone(),
+                secret: Arc::clone(&secret),
+            };
+            Ok((store, secret, Some(disk)))
+        }
+    }
+}
+
+/// Binds where asked; else on the port of the last time, so that addresses which others remember
+/// stay true; else on a free one.
+async fn bind(
+    store: &Store,
+    secret: &NodeSecret,
+    asked: Vec<SocketAddr>,
+    relay: RelayChoice,
+) -> Result<Quic, OpenError> {
+    let options = |bind: Vec<SocketAddr>| QuicOptions {
+        secret: *secret.bytes(),
+        bind,
+        relay: relay.clone(),
+    };
+    let error = |error: crate::net::WireError| OpenError::Bind(error.to_string());
+    if asked.iter().any(|it| it.port() != 0) {
+        return Quic::bind(options(asked)).await.map_err(error);
+    }
+    let wanted = if asked.is_empty() {
+        vec![(Ipv4Addr::UNSPECIFIED, 0).into()]
+    } else {
+        asked
+    };
+    let remembered = store.node_record()?.and_then(|it| <[u8; 2]>::try_from(it.as_ref()).ok());
+    if let Some(port) = remembered.map(u16::from_be_bytes) {
+        let at = |addr: &SocketAddr| SocketAddr::new(addr.ip(), port);
+        if let Ok(quic) = Quic::bind(options(wanted.iter().map(at).collect())).await {
+            return Ok(quic);
+        }
+        tracing::info!(port, "the port of the last time is taken; another one is used");
+    }
+    let quic = Quic::bind(options(wanted)).await.map_err(error)?;
+    if let Some(bound) = quic.bound().first() {
+        let port = bound.port().to_be_bytes();
+        let store = store.clone();
+        let keeping = tokio::task::spawn_blocking(move || store.put_node_record(&port));
+        keeping.await.map_err(io::Error::other)??;
+    }
+    Ok(quic)
+}
+
+/// A node could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// Another process, or another node of this one, has the directory open.
+    #[error("{0}")]
+    Locked(String),
+    /// The directory was written by a newer version of this crate.
+    #[error("{0}")]
+    Newer(String),
+    /// What is in the directory is damaged; nothing was changed.
+    #[error("{0}")]
+    Damaged(String),
+    /// No socket could be had at the address wanted.
+    #[error("no endpoint at the address wanted: {0}")]
+    Bind(String),
+    /// Two settings contradict each other.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The operating system refused.
+    #[error("the node's directory: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl From<StoreError> for OpenError {
+    fn from(error: StoreError) -> Self {
+        let text = error.to_string();
+        match error {
+            StoreError::Locked { .. } => Self::Locked(text),
+            StoreError::Newer { .. } => Self::Newer(text),
+            StoreError::Corrupt(_) => Self::Damaged(text),
+            StoreError::Io(error) => Self::Io(error),
+        }
+    }
+}
+
+/// A group could not be founded or resumed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CreateError {
+    /// The group already runs on this node.
+    #[error("the group already runs on this node: use the handle you have")]
+    AlreadyOpen,
+    /// The node has as many groups as it may have.
+    #[error("the node already has {max} groups, its groups_max")]
+    TooManyGroups {
+        /// [`groups_max`](Config::groups_max).
+        max: usize,
+    },
+    /// The group cannot run here; the text says why.
+    #[error(transparent)]
+    Stopped(Stopped),
+    /// The store refused.
+    #[error("the store: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// A group could not be joined or resumed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum JoinError {
+    /// The ticket is for a group with another state machine.
+    #[error("the ticket is for a group of another state machine, not of {name}")]
+    OtherMachine {
+        /// The name of the machine given.
+        name: &'static str,
+    },
+    /// The group already runs on this node, or no further group may.
+    #[error("the group already runs on this node, or the node has its full count of groups")]
+    AlreadyOpen,
+    /// Nobody admitted us within [`join_timeout`](Config::join_timeout).
+    #[error("no member of the ticket let us in in time; tried: {}", list(.tried))]
+    NoAnswer {
+        /// Each address of the ticket that did not work, with what went wrong last.
+        tried: Vec<(PeerAddr, String)>,
+    },
+    /// A member that holds the key refuses this node; waiting will not help.
+    #[error("{} refuses this node: {why}", .peer.short())]
+    Refused {
+        /// Who refuses.
+        peer: PeerId,
+        /// In words, with what to do.
+        why: String,
+    },
+    /// The group cannot run here; the text says why.
+    #[error(transparent)]
+    Stopped(Stopped),
+    /// The store refused.
+    #[error("the store: {0}")]
+    Io(#[from] io::Error),
+}
+
+fn list(tried: &[(PeerAddr, String)]) -> String {
+    if tried.is_empty() {
+        return "a leader that answers too late or lacks a quorum".into();
+    }
+    let one = |(addr, why): &(PeerAddr, String)| format!("{}: {why}", addr.peer.short());
+    tried.iter().map(one).collect::<Vec<_>>().join("; ")
+}

@@ -1,1 +1,234 @@
-//! (being written)
+//! A group as its user holds it: the typed handle on one replica.
+
+mod execute;
+mod query;
+mod registry;
+mod status;
+mod submit;
+
+use std::{fmt, sync::Arc, time::Duration};
+
+pub use self::{
+    execute::{ExecuteError, NotApplied, Unresolved},
+    query::QueryError,
+    status::{Health, MemberStatus, Status, StatusWatch, Warning},
+};
+pub(crate) use self::registry::Registry;
+use self::submit::Submitter;
+use crate::{
+    error::Cause,
+    identity::{GroupId, GroupTicket, MemberId, PeerId},
+    machine::{Position, StateMachine, Views},
+    mesh::Bonds,
+    raft::{MembershipError, MembershipRefusal, Replica, Request},
+};
+
+/// How long a change of the membership may take before the caller is told that it is late.
+const CHANGE_PATIENCE: Duration = Duration::from_secs(30);
+
+/// A handle on one group, on one member. Clones are cheap and share everything; dropping them all
+/// does not stop the group: the node keeps it until [`Group::leave`] or
+/// [`Node::shutdown`](crate::Node::shutdown).
+pub struct Group<M: StateMachine> {
+    replica: Arc<Replica>,
+    views: Views<M>,
+    submitter: Submitter,
+    registry: Registry,
+}
+
+impl<M: StateMachine> Group<M> {
+    pub(crate) fn new(replica: Arc<Replica>, views: Views<M>, registry: Registry) -> Self {
+        let submitter = Submitter::start(Arc::clone(&replica));
+        Self {
+            replica,
+            views,
+            submitter,
+            registry,
+        }
+    }
+
+    /// The group's name: equal at all members, for good.
+    #[must_use]
+    pub fn id(&self) -> GroupId {
+        self.replica.record().id
+    }
+
+    /// This node's name in the group.
+    #[must_use]
+    pub fn member(&self) -> MemberId {
+        self.replica.member()
+    }
+
+    /// A ticket with which another node can join. It holds the group's key: treat it as a password.
+    ///
+    /// It names every member known here, this one included, with all of their addresses.
+    #[must_use]
+    pub fn ticket(&self) -> GroupTicket {
+        let members = self.replica.mesh().map(|it| it.roster()).unwrap_or_default();
+        GroupTicket::new(self.replica.key().clone(), self.id(), members)
+    }
+
+    /// The bonds of this node in the group, watchable.
+    ///
+    /// A bond says who can be reached, never who counts: that is [`Status::members`].
+    #[must_use]
+    pub fn bonds(&self) -> Bonds {
+        self.replica.mesh().map_or_else(Bonds::default, |it| it.bonds())
+    }
+
+    /// The latest state that this member has applied, with the position of the last command in it.
+    /// It may be behind the group's; see [`Group::query`] for reads that are not.
+    #[must_use]
+    pub fn view(&self) -> (Position, M::View) {
+        self.views.latest()
+    }
+
+    /// Waits until this member has applied everything that was committed when this was called.
+    ///
+    /// # Errors
+    /// The group does not run on this node any more. There is no deadline: without a quorum this
+    /// waits for one.
+    pub async fn ready(&self) -> Result<(), Stopped> {
+        let patience = self.replica.config().query_timeout;
+        loop {
+            match self.confirmed_through(patience).await {
+                Ok(()) => return Ok(()),
+                Err(QueryError::NoLeader) => {}
+                Err(QueryError::Stopped(stopped)) => return Err(stopped),
+            }
+        }
+    }
+
+    /// Hands leadership to another voter; can be asked of any member.
+    ///
+    /// # Errors
+    /// [`MembershipChangeError`]; the group goes on under whoever leads.
+    pub async fn transfer_leadership(&self, to: MemberId) -> Result<(), MembershipChangeError> {
+        self.ask(Request::Transfer { to }).await
+    }
+
+    /// Removes a member for good, dead or alive; can be asked of any member. Its id is never
+    /// accepted again: the node may come back as a new member with its data removed.
+    ///
+    /// # Errors
+    /// [`MembershipChangeError`]. After [`MembershipChangeError::NoQuorum`] it may still happen.
+    pub async fn remove(&self, member: MemberId) -> Result<(), MembershipChangeError> {
+        self.ask(Request::Remove { member }).await
+    }
+
+    /// Leaves the group: hands leadership over, is removed from the membership, then deletes the
+    /// group's data on this node. A later join makes a new member.
+    ///
+    /// The last voter takes the group with it.
+    ///
+    /// # Errors
+    /// [`MembershipChangeError`]; then nothing was deleted and the group still runs here.
+    pub async fn leave(&self) -> Result<(), MembershipChangeError> {
+        let member = self.member();
+        match self.ask(Request::Remove { member }).await {
+            Ok(()) => {}
+            Err(MembershipChangeError::Refused { why })
+                if why == MembershipRefusal::LastVoter.to_string() => {}
+            Err(error) => return Err(error),
+        }
+        if let Some(mesh) = self.replica.mesh() {
+            mesh.depart().await;
+        }
+        self.replica.stop(Cause::new("this node has left the group")).await;
+        self.registry.remove(&self.id());
+        let (store, local) = (self.replica.store().clone(), self.replica.record().local);
+        let removing = tokio::task::spawn_blocking(move || store.remove_group(local));
+        match removing.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(MembershipChangeError::NotDeleted {
+                why: error.to_string(),
+            }),
+            Err(error) => Err(MembershipChangeError::NotDeleted {
+                why: error.to_string(),
+            }),
+        }
+    }
+
+    async fn ask(&self, request: Request) -> Result<(), MembershipChangeError> {
+        let asked = self.replica.ask_leader(request, CHANGE_PATIENCE).await;
+        asked.map_err(|error| match error {
+            MembershipError::Refused(why) => MembershipChangeError::Refused {
+                why: why.to_string(),
+            },
+            MembershipError::NoQuorum => MembershipChangeError::NoQuorum,
+            MembershipError::Stopped(cause) => MembershipChangeError::Stopped(Stopped::new(cause)),
+        })
+    }
+
+    /// This node's name among peers.
+    #[must_use]
+    pub fn peer(&self) -> PeerId {
+        self.replica.peer()
+    }
+}
+
+impl<M: StateMachine> Clone for Group<M> {
+    fn clone(&self) -> Self {
+        Self {
+            replica: Arc::clone(&self.replica),
+            views: self.views.clone(),
+            submitter: self.submitter.clone(),
+            registry: self.registry.clone(),
+        }
+    }
+}
+
+impl<M: StateMachine> fmt::Debug for Group<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Group")
+            .field("machine", &M::NAME)
+            .field("id", &self.id())
+            .field("member", &self.member())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The group does not run on this node any more; the text says why and what to do.
+///
+/// It is final for this handle. What the group has acknowledged is safe with the other members.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the group has stopped on this node: {cause}")]
+pub struct Stopped {
+    cause: Cause,
+}
+
+impl Stopped {
+    pub(crate) fn new(cause: Cause) -> Self {
+        Self { cause }
+    }
+
+    /// Why, in words.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        self.cause.as_str()
+    }
+}
+
+/// A change of the membership or of the leadership did not come about.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MembershipChangeError {
+    /// The leader refuses it; the text says why.
+    #[error("{why}")]
+    Refused {
+        /// In words.
+        why: String,
+    },
+    /// No leader with a quorum carried it out in 30 s. It may still happen.
+    #[error("no leader with a quorum carried it out in time: look at the status before retrying")]
+    NoQuorum,
+    /// The group does not run on this node any more.
+    #[error(transparent)]
+    Stopped(Stopped),
+    /// This node has left, but its data could not be deleted.
+    #[error("this node has left the group, but its data could not be deleted: {why}")]
+    NotDeleted {
+        /// In words.
+        why: String,
+    },
+}

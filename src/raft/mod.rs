@@ -1,1 +1,92 @@
-//! (being written)
+//! Raft: openraft, fenced in. Nothing outside this folder names it.
+//!
+//! A [`Replica`] is one group on this node: its journal, its state, its Raft instance and the
+//! tasks that keep them well. It speaks of bytes; what they mean to the user's machine is
+//! decided above, in `group/`.
+
+mod codec;
+mod election;
+mod entry;
+mod inbound;
+mod journal;
+mod machine;
+mod membership;
+mod network;
+mod propose;
+mod read_index;
+mod replica;
+mod sessions;
+mod snapshots;
+mod watch;
+
+#[cfg(test)]
+mod tests;
+
+use serde::{Deserialize, Serialize};
+
+use crate::identity::{MemberId, PeerAddr, PeerId};
+
+pub(crate) use self::{
+    entry::{BATCH_BYTES_TARGET, BATCH_COMMANDS_MAX, Batch, SessionId},
+    membership::{MembershipError, MembershipRefusal, Request},
+    propose::{Attempt, Reply},
+    read_index::ReadError,
+    replica::{Replica, ReplicaSpec},
+    sessions::{Answer, WINDOW_MAX},
+    watch::{MemberState, Progress, ReplicaState},
+};
+pub use self::watch::Role;
+
+openraft::declare_raft_types!(
+    /// The types of our Raft: opaque commands in, opaque answers out.
+    pub(crate) Types:
+        D = Command,
+        R = Reply,
+        NodeId = MemberId,
+        Node = MemberNode,
+        Term = u64,
+        LeaderId = openraft::impls::leader_id_std::LeaderId<u64, MemberId>,
+        Responder<T> = openraft::impls::OneshotResponder<Self, T> where T: openraft::OptionalSend + 'static,
+);
+
+pub(crate) type Raft = openraft::Raft<Types, machine::StateHandle>;
+pub(crate) type LogId = openraft::alias::LogIdOf<Types>;
+pub(crate) type Vote = openraft::alias::VoteOf<Types>;
+pub(crate) type Entry = openraft::alias::EntryOf<Types>;
+pub(crate) type Membership = openraft::Membership<MemberId, MemberNode>;
+pub(crate) type StoredMembership = openraft::alias::StoredMembershipOf<Types>;
+pub(crate) type SnapshotMeta = openraft::alias::SnapshotMetaOf<Types>;
+
+/// What Raft replicates: an encoded [`Batch`], opaque to openraft.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Command(pub(crate) bytes::Bytes);
+
+impl std::fmt::Display for Command {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes", self.0.len())
+    }
+}
+
+/// What the membership says of a member: which peer it is, and where it was last known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MemberNode {
+    pub(crate) addr: PeerAddr,
+}
+
+impl MemberNode {
+    pub(crate) fn peer(&self) -> PeerId {
+        self.addr.peer
+    }
+}
+
+impl Default for MemberNode {
+    fn default() -> Self {
+        Self {
+            addr: PeerAddr::new(PeerId::from_bytes([0; 32]), []),
+        }
+    }
+}
+
+pub(crate) fn log_id(term: u64, index: u64) -> LogId {
+    LogId::new_term_index(term, index)
+}

@@ -1,0 +1,239 @@
+//! What a member sees of its group.
+
+use std::{fmt, time::Duration};
+
+use tokio::sync::watch;
+
+use super::{Group, Stopped};
+use crate::{
+    identity::{GroupId, MemberId, PeerId},
+    machine::{Position, StateMachine},
+    mesh::Bonds,
+    raft::{ReplicaState, Role},
+};
+
+/// How long [`StatusWatch::changed`] waits at most before it looks at lags and round trips again.
+const REFRESH: Duration = Duration::from_secs(1);
+
+/// One member's picture of the group at one moment.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Status {
+    /// The group.
+    pub group: GroupId,
+    /// This node's name in it.
+    pub member: MemberId,
+    /// What this member does.
+    pub role: Role,
+    /// The highest Raft term this member has seen.
+    pub term: u64,
+    /// Who leads, as far as this member knows.
+    pub leader: Option<MemberId>,
+    /// Everybody in the membership, this member included, in the order of their ids.
+    pub members: Vec<MemberStatus>,
+    /// The last command in the state that local queries see.
+    pub applied: Position,
+    /// The last journal index known here to be committed.
+    pub committed_index: u64,
+    /// The last journal index in this member's newest snapshot; 0 without one.
+    pub snapshot_index: u64,
+    /// Whether this member can reach a majority of the voters at the moment.
+    pub quorum: bool,
+    /// What somebody should look after.
+    pub warnings: Vec<Warning>,
+    /// Why the group does not run on this node any more, if so.
+    pub stopped: Option<Stopped>,
+}
+
+/// One member as another sees it.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct MemberStatus {
+    /// Its name in the group.
+    pub member: MemberId,
+    /// Its node.
+    pub peer: PeerId,
+    /// Whether it votes; learners do not.
+    pub voter: bool,
+    /// How it is reached from here.
+    pub health: Health,
+    /// Journal entries it is known to lack; only the leader knows.
+    pub lag: Option<u64>,
+    /// The round trip through its Raft core.
+    pub rtt: Option<Duration>,
+}
+
+/// How a member is reached from here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Health {
+    /// It is this node.
+    Here,
+    /// Bonded, and it answers.
+    Good,
+    /// Bonded, but it has missed heartbeats.
+    Silent,
+    /// No bond; it is being dialled.
+    Unreachable,
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Here => "here",
+            Self::Good => "good",
+            Self::Silent => "silent",
+            Self::Unreachable => "unreachable",
+        })
+    }
+}
+
+/// What somebody should look after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Warning {
+    /// Fewer than three voters: with two, each write needs both; with one, its disk is all there is.
+    FewVoters,
+    /// No majority of the voters can be reached from here: nothing is acknowledged.
+    NoQuorum,
+    /// Some voter cannot be reached; one more may cost the quorum.
+    VoterDown,
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::FewVoters => "fewer than three voters: the loss of one stops the group",
+            Self::NoQuorum => "no majority of the voters can be reached from here",
+            Self::VoterDown => "a voter cannot be reached",
+        })
+    }
+}
+
+impl<M: StateMachine> Group<M> {
+    /// How the group is, as this member sees it now.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let ReplicaState {
+            role,
+            term,
+            leader,
+            members,
+            stopped,
+        } = self.replica.state();
+        let progress = self.replica.progress();
+        let here = self.member();
+        let members: Vec<MemberStatus> = members
+            .into_iter()
+            .map(|it| {
+                let bond = self.replica.mesh().and_then(|mesh| mesh.bond_to(it.member));
+                let matched = progress.matched.iter().find(|(member, _)| *member == it.member);
+                let lead = leader == Some(here);
+                MemberStatus {
+                    member: it.member,
+                    peer: it.peer,
+                    voter: it.voter,
+                    health: match &bond {
+                        _ if it.member == here => Health::Here,
+                        Some(bond) if bond.is_silent() => Health::Silent,
+                        Some(_) => Health::Good,
+                        None => Health::Unreachable,
+                    },
+                    lag: match matched {
+                        _ if it.member == here => lead.then_some(0),
+                        Some((_, index)) => Some(progress.last_index.saturating_sub(*index)),
+                        None => None,
+                    },
+                    rtt: bond.and_then(|it| it.rtt()),
+                }
+            })
+            .collect();
+        let quorum = reaches_quorum(&members);
+        let warnings = if stopped.is_some() { Vec::new() } else { warnings(&members, quorum) };
+        Status {
+            group: self.id(),
+            member: here,
+            role,
+            term,
+            leader,
+            members,
+            applied: self.views.applied(),
+            committed_index: progress.committed_index,
+            snapshot_index: progress.snapshot_index,
+            quorum,
+            warnings,
+            stopped: stopped.map(Stopped::new),
+        }
+    }
+
+    /// Watches the status; see [`StatusWatch::changed`].
+    #[must_use]
+    pub fn watch_status(&self) -> StatusWatch<M> {
+        StatusWatch {
+            state: self.replica.watch(),
+            bonds: self.bonds(),
+            group: self.clone(),
+        }
+    }
+}
+
+/// A status that tells when it changes.
+pub struct StatusWatch<M: StateMachine> {
+    group: Group<M>,
+    state: watch::Receiver<ReplicaState>,
+    bonds: Bonds,
+}
+
+impl<M: StateMachine> StatusWatch<M> {
+    /// The status as it is now.
+    #[must_use]
+    pub fn now(&self) -> Status {
+        self.group.status()
+    }
+
+    /// Waits for a change of role, leader, term, members or bonds, or for a second, and gives the
+    /// status then. Cancel-safe.
+    pub async fn changed(&mut self) -> Status {
+        tokio::select! {
+            _ = self.state.changed() => {}
+            () = self.bonds.changed() => {}
+            () = tokio::time::sleep(REFRESH) => {}
+        }
+        self.group.status()
+    }
+
+    /// Waits until the status is as wanted, and gives it.
+    pub async fn wait_for(&mut self, mut wanted: impl FnMut(&Status) -> bool) -> Status {
+        let mut status = self.now();
+        while !wanted(&status) {
+            status = self.changed().await;
+        }
+        status
+    }
+}
+
+impl<M: StateMachine> fmt::Debug for StatusWatch<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StatusWatch").field("group", &self.group).finish_non_exhaustive()
+    }
+}
+
+fn reaches_quorum(members: &[MemberStatus]) -> bool {
+    let voters = members.iter().filter(|it| it.voter).count();
+    let reached = members
+        .iter()
+        .filter(|it| it.voter && matches!(it.health, Health::Here | Health::Good))
+        .count();
+    reached > voters / 2
+}
+
+fn warnings(members: &[MemberStatus], quorum: bool) -> Vec<Warning> {
+    let voters = || members.iter().filter(|it| it.voter);
+    let down = voters().any(|it| matches!(it.health, Health::Silent | Health::Unreachable));
+    let all = [
+        (voters().count() < 3, Warning::FewVoters),
+        (!quorum, Warning::NoQuorum),
+        (down, Warning::VoterDown),
+    ];
+    all.into_iter().filter(|(holds, _)| *holds).map(|(_, it)| it).collect()
+}

@@ -1,0 +1,454 @@
+//! From the callers of `execute` to the journal: packing, the session, the tries.
+//!
+//! One task owns the group's session on this node. It packs the commands that wait into one
+//! journal entry, numbers them, and tries each entry across changes of leader until it is
+//! answered or its time is up. Numbers are never used for another command, so a try that went
+//! through unseen does no harm: the next one gets the first one's answers.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    time::Instant,
+};
+
+use crate::{
+    error::Cause,
+    machine::Position,
+    raft::{
+        Answer, Attempt, BATCH_BYTES_TARGET, BATCH_COMMANDS_MAX, Batch, Replica, Reply, SessionId,
+        WINDOW_MAX,
+    },
+};
+
+/// Entries of this node that may be under way at once. More would not be faster: while these are,
+/// commands gather and go packed.
+const ENTRIES_IN_FLIGHT_MAX: usize = 64;
+/// Packs that wait for the task; the permits of their commands bound them long before.
+const QUEUE: usize = 4_096;
+/// The longest pause between two tries of an entry that found no leader.
+const RETRY_PAUSE_MAX: Duration = Duration::from_millis(8);
+
+/// Commands of one caller, answered together.
+struct Pack {
+    commands: Vec<Bytes>,
+    /// The place it had before, if this is a retry of one command.
+    again: Option<Place>,
+    answer: oneshot::Sender<Outcome>,
+    _room: Room,
+}
+
+/// What a caller holds of the limits while its commands are under way.
+type Room = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+
+/// What became of a pack.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// Applied; the position of the first command, and an answer for each.
+    Applied(Position, Vec<Answer>),
+    /// Certainly not applied, and will not be.
+    NoLeader,
+    /// Certainly not applied: the leader will not propose it.
+    Refused(String),
+    /// May have been applied or may yet be; one handle a command to ask again.
+    Unknown(Vec<Held>),
+    /// Certainly not applied; the group does not run here any more.
+    Stopped(Cause),
+}
+
+/// The way in. Clones share the session.
+#[derive(Clone)]
+pub(super) struct Submitter {
+    queue: mpsc::Sender<Pack>,
+    commands: Arc<Semaphore>,
+    bytes: Arc<Semaphore>,
+    limits: (usize, usize),
+    replica: Arc<Replica>,
+}
+
+/// A command's place in a session.
+#[derive(Clone, Debug)]
+struct Place {
+    session: SessionId,
+    seq: u64,
+    pins: Arc<Pins>,
+}
+
+/// Keeps a number of the session from being given up while somebody may ask for its answer.
+#[derive(Debug)]
+pub(super) struct Held {
+    place: Place,
+    command: Bytes,
+}
+
+/// The numbers that must stay answerable: entries under way, and those held by callers.
+#[derive(Debug, Default)]
+struct Pins(Mutex<BTreeMap<u64, usize>>);
+
+impl Submitter {
+    /// Starts the task; it ends with the replica.
+    pub(super) fn start(replica: Arc<Replica>) -> Self {
+        let config = replica.config();
+        let limits = (config.commands_outstanding_max, config.command_bytes_outstanding_max);
+        let (queue, packs) = mpsc::channel(QUEUE);
+        let session = Session::new(Arc::clone(&replica));
+        replica.run(session.serve(packs));
+        Self {
+            queue,
+            commands: Arc::new(Semaphore::new(limits.0)),
+            bytes: Arc::new(Semaphore::new(limits.1)),
+            limits,
+            replica,
+        }
+    }
+
+    /// Waits for room and hands the commands in; the receiver gives what became of them.
+    pub(super) async fn submit(&self, commands: Vec<Bytes>) -> oneshot::Receiver<Outcome> {
+        self.hand_in(commands, None).await
+    }
+
+    /// Asks again what became of a command, in its own session and under its own number.
+    pub(super) async fn submit_again(&self, held: &Held) -> oneshot::Receiver<Outcome> {
+        let again = Some(held.place.clone());
+        self.hand_in(vec![held.command.clone()], again).await
+    }
+
+    async fn hand_in(
+        &self,
+        commands: Vec<Bytes>,
+        again: Option<Place>,
+    ) -> oneshot::Receiver<Outcome> {
+        let (answer, answered) = oneshot::channel();
+        let bytes: usize = commands.iter().map(Bytes::len).sum();
+        let room = async {
+            let many = permits(commands.len(), self.limits.0);
+            let large = permits(bytes, self.limits.1);
+            let one = Arc::clone(&self.commands).acquire_many_owned(many).await.ok()?;
+            let two = Arc::clone(&self.bytes).acquire_many_owned(large).await.ok()?;
+            Some((one, two))
+        };
+        // The semaphores are never closed.
+        if let Some(room) = room.await {
+            let pack = Pack {
+                commands,
+                again,
+                answer,
+                _room: room,
+            };
+            if let Err(mpsc::error::SendError(pack)) = self.queue.send(pack).await {
+                let cause = self.replica.stopped();
+                let cause = cause.unwrap_or_else(|| Cause::new("the group is stopping"));
+                let _ = pack.answer.send(Outcome::Stopped(cause));
+            }
+        }
+        answered
+    }
+}
+
+/// A request larger than the whole limit takes all of it rather than wait for ever.
+fn permits(wanted: usize, limit: usize) -> u32 {
+    u32::try_from(wanted.min(limit)).unwrap_or(u32::MAX)
+}
+
+/// The session and what is under way in it.
+///
+/// # Invariants
+/// - A number is given to one command only.
+/// - Every number from the lowest pinned one up is answerable; nothing below it is asked for.
+struct Session {
+    replica: Arc<Replica>,
+    id: Option<SessionId>,
+    next_seq: u64,
+    pins: Arc<Pins>,
+    under_way: FuturesUnordered<BoxFuture<'static, Driven>>,
+}
+
+/// An entry whose tries have ended.
+struct Driven {
+    place: Place,
+    packs: Vec<Pack>,
+    end: End,
+}
+
+enum End {
+    /// Answered; and whether an earlier try may have gone through as well.
+    Done(Reply, bool),
+    /// Certainly not applied.
+    Never(Outcome),
+    Unknown,
+}
+
+impl Session {
+    fn new(replica: Arc<Replica>) -> Self {
+        Self {
+            replica,
+            id: None,
+            next_seq: 0,
+            pins: Arc::default(),
+            under_way: FuturesUnordered::new(),
+        }
+    }
+
+    async fn serve(mut self, mut packs: mpsc::Receiver<Pack>) {
+        let mut waiting = Vec::new();
+        loop {
+            let room = self.under_way.len() < ENTRIES_IN_FLIGHT_MAX && self.window_has_room();
+            tokio::select! {
+                Some(driven) = self.under_way.next(), if !self.under_way.is_empty() => {
+                    self.finish(driven, &mut waiting);
+                }
+                received = packs.recv_many(&mut waiting, BATCH_COMMANDS_MAX), if room => {
+                    if received == 0 {
+                        return;
+                    }
+                }
+            }
+            while !waiting.is_empty()
+                && self.under_way.len() < ENTRIES_IN_FLIGHT_MAX
+                && self.window_has_room()
+            {
+                if self.id.is_none() && !self.open(&mut waiting).await {
+                    continue;
+                }
+                self.send_one(&mut waiting);
+            }
+        }
+    }
+
+    fn window_has_room(&self) -> bool {
+        self.next_seq - self.pins.lowest(self.next_seq) < WINDOW_MAX - BATCH_COMMANDS_MAX as u64
+    }
+
+    /// Opens a session; if that fails, everybody who waits is told.
+    async fn open(&mut self, waiting: &mut Vec<Pack>) -> bool {
+        let entry = Batch::Open.encode();
+        let first = self.replica.propose(entry.clone());
+        let opened = drive(Arc::clone(&self.replica), entry, first).await;
+        match opened {
+            End::Done(reply, _) => {
+                self.id = Some(reply.at.index);
+                self.next_seq = 0;
+                self.pins = Arc::default();
+                return true;
+            }
+            End::Never(Outcome::Stopped(cause)) => {
+                for pack in waiting.drain(..) {
+                    let _ = pack.answer.send(Outcome::Stopped(cause.clone()));
+                }
+            }
+            // Whether a session was opened unseen does not matter: their commands were not sent.
+            _ => waiting.drain(..).for_each(|pack| {
+                let _ = pack.answer.send(Outcome::NoLeader);
+            }),
+        }
+        false
+    }
+
+    /// Packs what fits into one entry, numbers it and sends it off.
+    fn send_one(&mut self, waiting: &mut Vec<Pack>) {
+        let Some(session) = self.id else { return };
+        let packs = take_batch(waiting);
+        let Some(first) = packs.first() else { return };
+        let place = match &first.again {
+            Some(place) => place.clone(),
+            None => Place {
+                session,
+                seq: self.next_seq,
+                pins: Arc::clone(&self.pins),
+            },
+        };
+        let fresh = first.again.is_none();
+        let commands: Vec<Bytes> = packs.iter().flat_map(|it| it.commands.iter().cloned()).collect();
+        if fresh {
+            self.next_seq += commands.len() as u64;
+        }
+        self.launch(place, commands, packs);
+    }
+
+    fn launch(&self, place: Place, commands: Vec<Bytes>, packs: Vec<Pack>) {
+        place.pins.add(place.seq);
+        let entry = Batch::Commands {
+            session: place.session,
+            first_seq: place.seq,
+            lowest_unanswered: place.pins.lowest(place.seq),
+            commands,
+        }
+        .encode();
+        // The first try is handed to the leader here and now, so entries keep their order.
+        let first = self.replica.propose(entry.clone());
+        let replica = Arc::clone(&self.replica);
+        self.under_way.push(Box::pin(async move {
+            let end = drive(replica, entry, first).await;
+            Driven { place, packs, end }
+        }));
+    }
+
+    fn finish(&mut self, driven: Driven, waiting: &mut Vec<Pack>) {
+        let Driven { place, packs, end } = driven;
+        match end {
+            End::Done(reply, unclear) => self.answer(&place, packs, reply, unclear, waiting),
+            End::Never(outcome) => {
+                for pack in packs {
+                    let _ = pack.answer.send(outcome.copy());
+                }
+            }
+            End::Unknown => {
+                let mut seq = place.seq;
+                for pack in packs {
+                    let held = pack.commands.iter().map(|command| {
+                        seq += 1;
+                        Held::new(&place, seq - 1, command.clone())
+                    });
+                    let _ = pack.answer.send(Outcome::Unknown(held.collect()));
+                }
+            }
+        }
+        place.pins.remove(place.seq);
+    }
+
+    fn answer(
+        &mut self,
+        place: &Place,
+        packs: Vec<Pack>,
+        reply: Reply,
+        unclear: bool,
+        waiting: &mut Vec<Pack>,
+    ) {
+        let expired = reply.answers.contains(&Answer::Expired);
+        if expired && self.id == Some(place.session) {
+            self.id = None;
+        }
+        let mut answers = reply.answers.into_iter();
+        let mut at = reply.at;
+        for pack in packs {
+            let count = pack.commands.len();
+            let own: Vec<Answer> = answers.by_ref().take(count).collect();
+            if !own.contains(&Answer::Expired) {
+                let _ = pack.answer.send(Outcome::Applied(at, own));
+            } else if unclear || pack.again.is_some() {
+                // An earlier try may have been applied while the session still lived.
+                let _ = pack.answer.send(Outcome::Unknown(Vec::new()));
+            } else {
+                // Certainly not applied: a new session takes it.
+                waiting.push(pack);
+            }
+            at.offset += u32::try_from(count).unwrap_or(u32::MAX);
+        }
+    }
+}
+
+/// Tries an entry until it is answered or its time is up.
+async fn drive(
+    replica: Arc<Replica>,
+    entry: Bytes,
+    first: BoxFuture<'static, Attempt>,
+) -> End {
+    let deadline = Instant::now() + replica.config().execute_timeout;
+    let mut state = replica.watch();
+    let mut attempt = first;
+    let mut unclear = false;
+    let mut pause = Duration::from_millis(1);
+    loop {
+        state.mark_unchanged();
+        match tokio::time::timeout_at(deadline, attempt).await {
+            Ok(Attempt::Done(reply)) => return End::Done(reply, unclear),
+            Ok(Attempt::NotProposed) => {}
+            Ok(Attempt::Unclear) => unclear = true,
+            Ok(Attempt::Refused(why)) if !unclear => return End::Never(Outcome::Refused(why)),
+            Ok(Attempt::Stopped(cause)) if !unclear => return End::Never(Outcome::Stopped(cause)),
+            Ok(Attempt::Refused(_) | Attempt::Stopped(_)) | Err(_) => return End::Unknown,
+        }
+        // A new leader, or the old one settled: whichever comes first.
+        let news = tokio::time::timeout(pause, state.changed());
+        if tokio::time::timeout_at(deadline, news).await.is_err() {
+            return if unclear {
+                End::Unknown
+            } else {
+                End::Never(Outcome::NoLeader)
+            };
+        }
+        pause = (pause * 2).min(RETRY_PAUSE_MAX);
+        attempt = replica.propose(entry.clone());
+    }
+}
+
+/// Takes packs from the front that fit into one entry; at least one. A retry goes alone.
+fn take_batch(waiting: &mut Vec<Pack>) -> Vec<Pack> {
+    let (mut commands, mut bytes, mut count) = (0, 0, 0);
+    for pack in waiting.iter() {
+        let size: usize = pack.commands.iter().map(Bytes::len).sum();
+        let fits = commands + pack.commands.len() <= BATCH_COMMANDS_MAX
+            && bytes + size <= BATCH_BYTES_TARGET
+            && pack.again.is_none();
+        if count > 0 && !fits {
+            break;
+        }
+        commands += pack.commands.len();
+        bytes += size;
+        count += 1;
+        if pack.again.is_some() {
+            break;
+        }
+    }
+    waiting.drain(..count).collect()
+}
+
+impl Outcome {
+    /// The same for another caller of one entry; only for what holds nothing of its own.
+    fn copy(&self) -> Self {
+        match self {
+            Self::Refused(why) => Self::Refused(why.clone()),
+            Self::Stopped(cause) => Self::Stopped(cause.clone()),
+            _ => Self::NoLeader,
+        }
+    }
+}
+
+impl Held {
+    fn new(place: &Place, seq: u64, command: Bytes) -> Self {
+        place.pins.add(seq);
+        Self {
+            place: Place {
+                seq,
+                ..place.clone()
+            },
+            command,
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.place.pins.remove(self.place.seq);
+    }
+}
+
+impl Pins {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, seq: u64) {
+        *self.lock().entry(seq).or_default() += 1;
+    }
+
+    fn remove(&self, seq: u64) {
+        let mut pins = self.lock();
+        if let Some(count) = pins.get_mut(&seq) {
+            *count -= 1;
+            if *count == 0 {
+                pins.remove(&seq);
+            }
+        }
+    }
+
+    fn lowest(&self, next: u64) -> u64 {
+        self.lock().keys().next().copied().unwrap_or(next)
+    }
+}

@@ -1,0 +1,401 @@
+//! The replicated state of one group on this node, and openraft's hand on it.
+//!
+//! The state is more than the user's machine: the session table and the members that were
+//! removed are replicated with it, change only while the journal is applied, and travel in the
+//! same snapshot.
+
+use std::{
+    collections::BTreeSet,
+    io::{self, Read, Write},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use openraft::{
+    EntryPayload, OptionalSend, RaftSnapshotBuilder,
+    entry::RaftEntry,
+    storage::{ApplyResponder, EntryResponder, RaftStateMachine, Snapshot},
+};
+use tokio::sync::{Mutex, watch};
+
+use super::{
+    Entry, LogId, Reply, SnapshotMeta, StoredMembership, Types, codec,
+    entry::Batch,
+    sessions::{Answer, Sessions, read_value, write_value},
+};
+use crate::{
+    error::Cause,
+    identity::MemberId,
+    machine::{Machine, Position, SnapshotReader},
+    metrics::Counters,
+    storage::{Snapshots, StagedSnapshot, StoredSnapshot},
+};
+
+/// Entries applied before their view is published and their answers are sent.
+const PUBLISH_EVERY: usize = 1_024;
+/// Removed members that are remembered; no group lives through more.
+const REMOVED_MAX: usize = 65_536;
+/// The version of the state's snapshot format.
+const SNAPSHOT_VERSION: u32 = 1;
+
+/// The replicated state.
+pub(super) struct State {
+    machine: Box<dyn Machine>,
+    sessions: Sessions,
+    removed: BTreeSet<MemberId>,
+    applied: Option<LogId>,
+    membership: StoredMembership,
+    /// Set by a panic in the machine; nothing is applied after it.
+    broken: Option<Cause>,
+}
+
+/// What the state is worth to others, told after each step.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Applied {
+    pub(super) log_id: Option<LogId>,
+    pub(super) membership: StoredMembership,
+    pub(super) removed: Arc<BTreeSet<MemberId>>,
+}
+
+/// A cheap handle on the state. It outlives any one Raft instance, so an instance can be put away
+/// and another one started on the same state.
+#[derive(Clone)]
+pub(crate) struct StateHandle {
+    state: Arc<Mutex<State>>,
+    applied: Arc<watch::Sender<Applied>>,
+    snapshots: Snapshots,
+    counters: Arc<Counters>,
+    broken: Arc<watch::Sender<Option<Cause>>>,
+}
+
+/// A snapshot's file: received and not yet installed, or the current one.
+pub(crate) enum SnapshotFile {
+    Staged(StagedSnapshot),
+    Stored(StoredSnapshot),
+}
+
+impl StateHandle {
+    pub(super) fn new(
+        machine: Box<dyn Machine>,
+        snapshots: Snapshots,
+        counters: Arc<Counters>,
+    ) -> Self {
+        Self {
+            state: Arc::new(Mutex::new(State {
+                machine,
+                sessions: Sessions::default(),
+                removed: BTreeSet::new(),
+                applied: None,
+                membership: StoredMembership::default(),
+                broken: None,
+            })),
+            applied: Arc::new(watch::Sender::new(Applied::default())),
+            snapshots,
+            counters,
+            broken: Arc::new(watch::Sender::new(None)),
+        }
+    }
+
+    /// What has been applied, watchable.
+    pub(super) fn applied(&self) -> watch::Receiver<Applied> {
+        self.applied.subscribe()
+    }
+
+    /// The panic that stopped the machine, if one did.
+    pub(super) fn broken(&self) -> watch::Receiver<Option<Cause>> {
+        self.broken.subscribe()
+    }
+
+    pub(super) fn snapshots(&self) -> &Snapshots {
+        &self.snapshots
+    }
+
+    /// Publishes the view and tells what is applied, then answers: whoever has an answer sees its
+    /// effect in the next local query.
+    fn publish(&self, state: &mut State, answers: &mut Vec<(ApplyResponder<Types>, Reply)>) {
+        state.machine.publish(state.position());
+        self.applied.send_if_modified(|told| {
+            let news = told.log_id != state.applied;
+            told.log_id = state.applied;
+            if told.membership != state.membership {
+                told.membership = state.membership.clone();
+            }
+            if told.removed.len() != state.removed.len() {
+                told.removed = Arc::new(state.removed.clone());
+            }
+            news
+        });
+        for (responder, reply) in answers.drain(..) {
+            responder.send(reply);
+        }
+    }
+
+    async fn restore(&self, stored: &StoredSnapshot) -> io::Result<()> {
+        let meta = codec::decode_snapshot_meta(stored.meta().clone())?;
+        let stored = stored.clone();
+        let mut state = Arc::clone(&self.state).lock_owned().await;
+        let restored = tokio::task::spawn_blocking(move || {
+            let mut reader = stored.reader()?;
+            let result = guarded(|| state.read(meta, &mut reader));
+            Ok::<_, io::Error>((state, result))
+        });
+        let (mut state, result) = restored.await.map_err(io::Error::other)??;
+        match result {
+            Ok(done) => done?,
+            Err(panic) => {
+                let name = state.machine.name();
+                let cause = Cause::new(format!("the machine {name} panicked in restore: {panic}"));
+                return Err(self.stop(&mut state, cause));
+            }
+        }
+        self.publish(&mut state, &mut Vec::new());
+        Ok(())
+    }
+
+    fn stop(&self, state: &mut State, cause: Cause) -> io::Error {
+        tracing::error!(%cause, "the group stops on this node");
+        state.broken = Some(cause.clone());
+        self.broken.send_replace(Some(cause.clone()));
+        io::Error::other(cause.to_string())
+    }
+}
+
+impl RaftStateMachine<Types> for StateHandle {
+    type SnapshotData = SnapshotFile;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        let state = self.state.lock().await;
+        Ok((state.applied, state.membership.clone()))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> io::Result<()>
+    where
+        Strm: Stream<Item = io::Result<EntryResponder<Types>>> + Unpin + OptionalSend,
+    {
+        let mut state = self.state.lock().await;
+        let mut answers = Vec::new();
+        let mut unpublished = 0;
+        while let Some(entry) = entries.next().await {
+            let (entry, responder) = entry?;
+            if let Some(cause) = &state.broken {
+                return Err(io::Error::other(cause.to_string()));
+            }
+            let reply = match guarded(|| state.apply(entry, &self.counters)) {
+                Ok(reply) => reply?,
+                Err(panic) => {
+                    let name = state.machine.name();
+                    let cause = Cause::new(format!(
+                        "the machine {name} panicked while applying the entry after {}: {panic}. \
+                         Applying is deterministic, so every member stops here and again at each \
+                         restart: fix the machine, then restart all members",
+                        state.position().index,
+                    ));
+                    return Err(self.stop(&mut state, cause));
+                }
+            };
+            answers.extend(responder.map(|it| (it, reply)));
+            unpublished += 1;
+            if unpublished == PUBLISH_EVERY {
+                self.publish(&mut state, &mut answers);
+                unpublished = 0;
+            }
+        }
+        self.publish(&mut state, &mut answers);
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        let state = self.state.lock().await;
+        Builder {
+            meta: SnapshotMeta {
+                last_log_id: state.applied,
+                last_membership: state.membership.clone(),
+            },
+            content: Some(state.capture()),
+            snapshots: self.snapshots.clone(),
+            counters: Arc::clone(&self.counters),
+        }
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, file: SnapshotFile) -> io::Result<()> {
+        let stored = match file {
+            // At a restart openraft hands back what is stored already.
+            SnapshotFile::Stored(stored) => stored,
+            SnapshotFile::Staged(staged) => {
+                let snapshots = self.snapshots.clone();
+                let installing = tokio::task::spawn_blocking(move || snapshots.install(staged));
+                let stored = installing.await.map_err(io::Error::other)??;
+                self.counters.snapshots_installed.add(1);
+                stored
+            }
+        };
+        if codec::decode_snapshot_meta(stored.meta().clone())? != *meta {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "a snapshot's file does not hold what was announced",
+            ));
+        }
+        self.restore(&stored).await
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot3>> {
+        let Some(stored) = self.snapshots.current()? else {
+            return Ok(None);
+        };
+        Ok(Some(Snapshot {
+            meta: codec::decode_snapshot_meta(stored.meta().clone())?,
+            snapshot: SnapshotFile::Stored(stored),
+        }))
+    }
+}
+
+type Snapshot3 = openraft::alias::SnapshotOf<Types, SnapshotFile>;
+
+impl State {
+    /// Where the last applied entry stands; its last command, if it held several.
+    fn position(&self) -> Position {
+        self.applied.map_or_else(Position::default, |it| Position {
+            term: it.leader_id.term,
+            index: it.index,
+            offset: u32::MAX,
+        })
+    }
+
+    fn apply(&mut self, entry: Entry, counters: &Counters) -> io::Result<Reply> {
+        let id = entry.log_id();
+        let at = Position {
+            term: id.leader_id.term,
+            index: id.index,
+            offset: 0,
+        };
+        let answers = match entry.payload {
+            EntryPayload::Blank => Vec::new(),
+            EntryPayload::Membership(membership) => {
+                self.remember_removed(&membership);
+                self.membership = StoredMembership::new(Some(id), membership);
+                Vec::new()
+            }
+            EntryPayload::Normal(command) => match Batch::decode(&command.0)? {
+                Batch::Open => {
+                    self.sessions.open(id.index);
+                    Vec::new()
+                }
+                Batch::Commands {
+                    session,
+                    first_seq,
+                    lowest_unanswered,
+                    commands,
+                } => {
+                    let machine = &mut self.machine;
+                    let mut applied = 0;
+                    let head = (session, first_seq, lowest_unanswered);
+                    let answers = self.sessions.apply(id.index, head, &commands, |offset, it| {
+                        applied += 1;
+                        machine.apply(Position { offset, ..at }, it).ok()
+                    });
+                    counters.commands_applied.add(applied);
+                    answers
+                }
+            },
+        };
+        self.applied = Some(id);
+        Ok(Reply { at, answers })
+    }
+
+    /// Whoever was in the old membership and is not in the new one may never come back under the
+    /// same id: its journal may lack what it once acknowledged.
+    fn remember_removed(&mut self, new: &super::Membership) {
+        let gone: Vec<MemberId> = self
+            .membership
+            .nodes()
+            .map(|(member, _)| *member)
+            .filter(|member| new.get_node(member).is_none())
+            .collect();
+        self.removed.extend(gone);
+        while self.removed.len() > REMOVED_MAX {
+            self.removed.pop_first();
+        }
+    }
+
+    /// The whole state at this moment, to be written by another thread.
+    fn capture(&self) -> Content {
+        let machine = self.machine.snapshot();
+        let sessions = self.sessions.clone();
+        let removed = self.removed.clone();
+        Box::new(move |to| {
+            write_value(to, &SNAPSHOT_VERSION)?;
+            let removed: Vec<MemberId> = removed.into_iter().collect();
+            write_value(to, &removed)?;
+            sessions.write(to)?;
+            machine.write_to(to)
+        })
+    }
+
+    fn read(&mut self, meta: SnapshotMeta, from: &mut dyn Read) -> io::Result<()> {
+        let version: u32 = read_value(from)?;
+        if version != SNAPSHOT_VERSION {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("a snapshot has format {version}; this program knows {SNAPSHOT_VERSION}"),
+            ));
+        }
+        let removed: Vec<MemberId> = read_value(from)?;
+        let sessions = Sessions::read(from)?;
+        self.machine.restore(SnapshotReader::new(from))?;
+        self.removed = removed.into_iter().collect();
+        self.sessions = sessions;
+        self.applied = meta.last_log_id;
+        self.membership = meta.last_membership;
+        Ok(())
+    }
+}
+
+type Content = Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + Send>;
+
+/// Writes one captured state to its file.
+pub(crate) struct Builder {
+    meta: SnapshotMeta,
+    content: Option<Content>,
+    snapshots: Snapshots,
+    counters: Arc<Counters>,
+}
+
+impl RaftSnapshotBuilder<Types> for Builder {
+    type SnapshotData = SnapshotFile;
+
+    async fn build_snapshot(&mut self) -> io::Result<Snapshot3> {
+        let content = self
+            .content
+            .take()
+            .ok_or_else(|| io::Error::other("a snapshot is built once from one captured state"))?;
+        let meta: Bytes = codec::encode_snapshot_meta(&self.meta);
+        let snapshots = self.snapshots.clone();
+        let building = tokio::task::spawn_blocking(move || snapshots.build(meta, content));
+        let stored = building.await.map_err(io::Error::other)??;
+        self.counters.snapshots_built.add(1);
+        Ok(Snapshot {
+            meta: self.meta.clone(),
+            snapshot: SnapshotFile::Stored(stored),
+        })
+    }
+}
+
+/// Runs the user's code; a panic comes back as its message. The state it may have left half
+/// changed is never used again.
+fn guarded<T>(run: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
+        let text = panic.downcast_ref::<&str>().map(ToString::to_string);
+        text.or_else(|| panic.downcast_ref::<String>().cloned())
+            .unwrap_or_else(|| "a panic without a message".into())
+    })
+}
+
+/// For the answers of entries that hold no commands.
+impl Reply {
+    pub(crate) fn sole_answer(self) -> Option<Answer> {
+        self.answers.into_iter().next()
+    }
+}

@@ -1,0 +1,143 @@
+//! What a replica shows of itself: role, leader, term, members and how they are.
+
+use std::time::Duration;
+
+use super::{MemberNode, replica::Replica};
+use crate::{
+    error::Cause,
+    identity::{MemberId, PeerId},
+    machine::Position,
+};
+
+/// What a member does in its group at the moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Role {
+    /// Has not been admitted yet; it is looking for a member that admits it.
+    #[default]
+    Joining,
+    /// Receives the journal and does not vote.
+    Learner,
+    /// Votes and follows a leader, or waits for one.
+    Follower,
+    /// Asks for votes.
+    Candidate,
+    /// Orders the commands of the group.
+    Leader,
+    /// The group does not run on this node any more.
+    Stopped,
+}
+
+impl std::fmt::Display for Role {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Joining => "joining",
+            Self::Learner => "learner",
+            Self::Follower => "follower",
+            Self::Candidate => "candidate",
+            Self::Leader => "leader",
+            Self::Stopped => "stopped",
+        })
+    }
+}
+
+/// What changes seldom; watched.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct ReplicaState {
+    pub(crate) role: Role,
+    pub(crate) term: u64,
+    pub(crate) leader: Option<MemberId>,
+    pub(crate) members: Vec<MemberState>,
+    pub(crate) stopped: Option<Cause>,
+}
+
+/// One member as the membership names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct MemberState {
+    pub(crate) member: MemberId,
+    pub(crate) peer: PeerId,
+    pub(crate) voter: bool,
+}
+
+/// What is measured when asked.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Progress {
+    pub(crate) applied: Position,
+    pub(crate) last_index: u64,
+    pub(crate) committed_index: u64,
+    pub(crate) snapshot_index: u64,
+    /// On the leader: the last index each other member is known to hold.
+    pub(crate) matched: Vec<(MemberId, u64)>,
+    /// On the leader: since when a quorum has not answered.
+    pub(crate) quorum_silence: Option<Duration>,
+}
+
+impl Replica {
+    pub(crate) fn progress(&self) -> Progress {
+        let Some(raft) = self.raft() else {
+            return Progress::default();
+        };
+        let metrics = raft.metrics();
+        let metrics = metrics.borrow();
+        let index = |id: Option<super::LogId>| id.map_or(0, |it| it.index);
+        Progress {
+            applied: metrics.last_applied.map_or_else(Position::default, |it| Position {
+                term: it.leader_id.term,
+                index: it.index,
+                offset: 0,
+            }),
+            last_index: metrics.last_log_index.unwrap_or(0),
+            committed_index: index(metrics.local_committed),
+            snapshot_index: index(metrics.snapshot),
+            matched: metrics
+                .replication
+                .iter()
+                .flatten()
+                .map(|(member, matched)| (*member, index(*matched)))
+                .collect(),
+            quorum_silence: metrics.last_quorum_acked.as_ref().map(|it| it.elapsed()),
+        }
+    }
+
+    /// Follows the Raft instance and tells what changed, until the instance ends.
+    pub(super) async fn follow(&self, raft: super::Raft) {
+        use openraft::async_runtime::watch::WatchReceiver;
+        let mut metrics = raft.server_metrics();
+        loop {
+            {
+                let seen = metrics.borrow_and_update();
+                let membership = seen.membership_config.membership();
+                let members = members(membership);
+                let admitted = members.iter().any(|it| it.member == self.member());
+                let role = match seen.state {
+                    _ if !admitted => Role::Joining,
+                    openraft::ServerState::Learner => Role::Learner,
+                    openraft::ServerState::Follower => Role::Follower,
+                    openraft::ServerState::Candidate => Role::Candidate,
+                    openraft::ServerState::Leader => Role::Leader,
+                    openraft::ServerState::Shutdown => Role::Stopped,
+                };
+                let (term, leader) = (seen.vote.leader_id.term, seen.current_leader);
+                self.tell(|told| {
+                    told.role = role;
+                    told.term = term;
+                    told.leader = leader;
+                    told.members = members;
+                });
+            }
+            if metrics.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+fn members(membership: &super::Membership) -> Vec<MemberState> {
+    let voters: Vec<MemberId> = membership.voter_ids().collect();
+    let state = |(member, node): (&MemberId, &MemberNode)| MemberState {
+        member: *member,
+        peer: node.peer(),
+        voter: voters.contains(member),
+    };
+    membership.nodes().map(state).collect()
+}
