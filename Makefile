@@ -21,7 +21,7 @@ demo:
 test:
 	@$(NATIVE) if cargo nextest --version > /dev/null 2>&1; \
 		then cargo nextest run $(TESTED); \
-		else cargo test --lib --bins --tests --examples $(TESTED); \
+		else cargo test --lib --tests --examples $(TESTED); \
 		fi && cargo test --doc $(TESTED)
 
 lint: format clippy doc
