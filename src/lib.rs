@@ -5,7 +5,7 @@ pub mod config;
 mod bond;
 mod error;
 mod group;
-mod identity;
+pub mod identity;
 mod machine;
 mod mesh;
 mod metrics;
