@@ -1,8 +1,8 @@
 //! quorate
 #![forbid(unsafe_code)]
 
-pub mod config;
 mod bond;
+pub mod config;
 mod error;
 mod group;
 pub mod identity;

@@ -44,7 +44,10 @@ pub(super) fn decode(prefix: &str, text: &str) -> Result<Zeroizing<Vec<u8>>, Arm
         .decode(digits.as_bytes())
         .map(Zeroizing::new)
         .map_err(|_| ArmorError::Damaged)?;
-    let length = body.len().checked_sub(CHECK_BYTES).ok_or(ArmorError::Damaged)?;
+    let length = body
+        .len()
+        .checked_sub(CHECK_BYTES)
+        .ok_or(ArmorError::Damaged)?;
     if body[length..] != check(prefix, &body[..length]) {
         return Err(ArmorError::Damaged);
     }
@@ -53,7 +56,10 @@ pub(super) fn decode(prefix: &str, text: &str) -> Result<Zeroizing<Vec<u8>>, Arm
 }
 
 fn check(prefix: &str, body: &[u8]) -> [u8; CHECK_BYTES] {
-    let hash = Sha256::new().chain_update(prefix).chain_update(body).finalize();
+    let hash = Sha256::new()
+        .chain_update(prefix)
+        .chain_update(body)
+        .finalize();
     let mut check = [0; CHECK_BYTES];
     check.copy_from_slice(&hash[..CHECK_BYTES]);
     check

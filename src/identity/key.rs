@@ -131,7 +131,10 @@ impl FromStr for GroupKey {
             ArmorError::Prefix => ParseGroupKeyError::NotAKey,
             ArmorError::Damaged => ParseGroupKeyError::Damaged,
         })?;
-        let bytes = body.as_slice().try_into().map_err(|_| ParseGroupKeyError::Damaged)?;
+        let bytes = body
+            .as_slice()
+            .try_into()
+            .map_err(|_| ParseGroupKeyError::Damaged)?;
         Ok(Self::from_bytes(bytes))
     }
 }
@@ -272,10 +275,24 @@ mod tests {
     #[test]
     fn a_mistyped_key_is_told_from_another_text() {
         let text = GroupKey::generate().expose();
-        for damaged in [&text[..68], &format!("{}a", *text), &text.replace("quoratekey1", "quoratekey1a")] {
-            assert_eq!(damaged.parse::<GroupKey>(), Err(ParseGroupKeyError::Damaged));
+        for damaged in [
+            &text[..68],
+            &format!("{}a", *text),
+            &text.replace("quoratekey1", "quoratekey1a"),
+        ] {
+            assert_eq!(
+                damaged.parse::<GroupKey>(),
+                Err(ParseGroupKeyError::Damaged)
+            );
         }
-        for other in ["", " ", "quorate1", "quoratekey", &text.to_uppercase(), &text[1..]] {
+        for other in [
+            "",
+            " ",
+            "quorate1",
+            "quoratekey",
+            &text.to_uppercase(),
+            &text[1..],
+        ] {
             assert_eq!(other.parse::<GroupKey>(), Err(ParseGroupKeyError::NotAKey));
         }
     }

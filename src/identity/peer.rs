@@ -1,11 +1,6 @@
 //! The names of nodes, members, process starts and foundings.
 
-use std::{
-    collections::BTreeSet,
-    fmt,
-    net::SocketAddr,
-    str::FromStr,
-};
+use std::{collections::BTreeSet, fmt, net::SocketAddr, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
@@ -91,9 +86,7 @@ pub struct ParsePeerIdError;
 /// - Zero is never minted; it is the default that stands for "nobody".
 ///
 /// Printed as 32 lower-case hexadecimal digits.
-#[derive(
-    Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct MemberId(u128);
 
 impl MemberId {
@@ -220,7 +213,9 @@ impl PeerAddr {
         while self.addrs.len() > Self::ADDRS_MAX {
             self.addrs.pop_last();
         }
-        self.relay = self.relay.filter(|relay| relay.len() <= Self::RELAY_BYTES_MAX);
+        self.relay = self
+            .relay
+            .filter(|relay| relay.len() <= Self::RELAY_BYTES_MAX);
         self
     }
 }

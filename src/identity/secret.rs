@@ -166,7 +166,9 @@ mod tests {
 
     fn names(dir: &Path) -> Vec<String> {
         let entries = fs::read_dir(dir).expect("readable");
-        entries.map(|e| e.expect("entry").file_name().to_string_lossy().into_owned()).collect()
+        entries
+            .map(|e| e.expect("entry").file_name().to_string_lossy().into_owned())
+            .collect()
     }
 
     #[test]
@@ -209,7 +211,10 @@ mod tests {
         assert_eq!(names(dir.path()), [NodeSecret::FILE]);
         let path = dir.path().join(NodeSecret::FILE);
         assert_eq!(fs::read(&path).expect("there"), secret.bytes());
-        assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            fs::metadata(&path).expect("there").permissions().mode() & 0o777,
+            0o600
+        );
     }
 
     #[test]
@@ -221,7 +226,10 @@ mod tests {
             let error = NodeSecret::load_or_create(dir.path()).expect_err("wrong length");
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
             let text = error.to_string();
-            assert!(text.contains("node.key") && text.contains(&length.to_string()), "{text}");
+            assert!(
+                text.contains("node.key") && text.contains(&length.to_string()),
+                "{text}"
+            );
             assert_eq!(fs::read(&path).expect("still there").len(), length);
         }
     }
@@ -237,9 +245,15 @@ mod tests {
                     NodeSecret::load_or_create(dir.path()).expect("created or loaded")
                 };
                 let all: Vec<_> = (0..8).map(|_| scope.spawn(create)).collect();
-                all.into_iter().map(|one| one.join().expect("no panic")).collect()
+                all.into_iter()
+                    .map(|one| one.join().expect("no panic"))
+                    .collect()
             });
-            assert!(secrets.iter().all(|secret| secret.bytes() == secrets[0].bytes()));
+            assert!(
+                secrets
+                    .iter()
+                    .all(|secret| secret.bytes() == secrets[0].bytes())
+            );
             let kept = NodeSecret::load_or_create(dir.path()).expect("loaded");
             assert_eq!(kept.bytes(), secrets[0].bytes());
         }
@@ -247,6 +261,9 @@ mod tests {
 
     #[test]
     fn debug_shows_nothing() {
-        assert_eq!(format!("{:?}", NodeSecret::generate()), "NodeSecret([redacted])");
+        assert_eq!(
+            format!("{:?}", NodeSecret::generate()),
+            "NodeSecret([redacted])"
+        );
     }
 }

@@ -74,8 +74,16 @@ impl GroupTicket {
     /// ```
     #[must_use]
     pub fn new(key: GroupKey, group: GroupId, members: Vec<PeerAddr>) -> Self {
-        let members = members.into_iter().take(Self::MEMBERS_MAX).map(portable).collect();
-        let mut ticket = Self { key, group, members };
+        let members = members
+            .into_iter()
+            .take(Self::MEMBERS_MAX)
+            .map(portable)
+            .collect();
+        let mut ticket = Self {
+            key,
+            group,
+            members,
+        };
         let mut addrs_max = PeerAddr::ADDRS_MAX;
         while ticket.text_bytes() > Self::TEXT_BYTES_MAX {
             if addrs_max > 1 {
@@ -248,7 +256,12 @@ impl FromStr for GroupTicket {
         match *version {
             VERSION => {}
             0 => return Err(ParseTicketError::Malformed),
-            found => return Err(ParseTicketError::Newer { found, known: VERSION }),
+            found => {
+                return Err(ParseTicketError::Newer {
+                    found,
+                    known: VERSION,
+                });
+            }
         }
         let (mut inside, trailing) =
             postcard::take_from_bytes::<Inside>(rest).map_err(|_| ParseTicketError::Malformed)?;
@@ -263,11 +276,23 @@ impl FromStr for GroupTicket {
             .map(|line| {
                 let Line { peer, addrs, relay } = line;
                 let many = addrs.len() > PeerAddr::ADDRS_MAX;
-                let addr = PeerAddr { peer, addrs: addrs.into_iter().collect(), relay };
-                if many || !addr.is_within_limits() { Err(ParseTicketError::Malformed) } else { Ok(addr) }
+                let addr = PeerAddr {
+                    peer,
+                    addrs: addrs.into_iter().collect(),
+                    relay,
+                };
+                if many || !addr.is_within_limits() {
+                    Err(ParseTicketError::Malformed)
+                } else {
+                    Ok(addr)
+                }
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { key: GroupKey::from_bytes(&inside.key), group: inside.group, members })
+        Ok(Self {
+            key: GroupKey::from_bytes(&inside.key),
+            group: inside.group,
+            members,
+        })
     }
 }
 
