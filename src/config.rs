@@ -137,7 +137,10 @@ impl Config {
         let silence = heartbeat.saturating_mul(heartbeats_missed);
         let relations: [(bool, &'static str); 11] = [
             (!heartbeat.is_zero(), "timing.heartbeat must not be zero"),
-            (heartbeats_missed > 0, "timing.heartbeats_missed must not be zero"),
+            (
+                heartbeats_missed > 0,
+                "timing.heartbeats_missed must not be zero",
+            ),
             (
                 silence < election_timeout_min,
                 "timing.heartbeat x heartbeats_missed must be below election_timeout_min",
@@ -146,7 +149,10 @@ impl Config {
                 election_timeout_min < election_timeout_max,
                 "timing.election_timeout_min must be below election_timeout_max",
             ),
-            (silence < bond_timeout, "timing.bond_timeout must exceed the silence it follows"),
+            (
+                silence < bond_timeout,
+                "timing.bond_timeout must exceed the silence it follows",
+            ),
             (
                 !redial_min.is_zero() && redial_min <= redial_max,
                 "timing.redial_min must be above zero and at most redial_max",
@@ -183,7 +189,12 @@ mod tests {
     #[test]
     fn presets_hold_their_own_relations() {
         for timing in [Timing::LAN, Timing::INTERNET] {
-            Config { timing, ..Config::default() }.check().expect("a preset works");
+            Config {
+                timing,
+                ..Config::default()
+            }
+            .check()
+            .expect("a preset works");
         }
     }
 
@@ -192,6 +203,9 @@ mod tests {
         let mut config = Config::default();
         config.timing.election_timeout_max = config.timing.election_timeout_min;
         let error = config.check().expect_err("equal timeouts cannot work");
-        assert!(error.to_string().contains("election_timeout_min"), "{error}");
+        assert!(
+            error.to_string().contains("election_timeout_min"),
+            "{error}"
+        );
     }
 }

@@ -1,11 +1,11 @@
 //! quorate
 #![forbid(unsafe_code)]
 
-pub mod config;
 mod bond;
+pub mod config;
 mod error;
 mod group;
-mod identity;
+pub mod identity;
 mod machine;
 mod mesh;
 mod metrics;

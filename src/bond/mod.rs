@@ -1,1 +1,5 @@
-//! (being written)
+//! One proven relation between two members: the handshake, the messages, the heartbeat.
+
+mod handshake;
+mod heartbeat;
+mod message;

@@ -1,14 +1,15 @@
 //! Who is who: peers, members, groups, and the key that makes a group.
 
+mod armor;
 mod key;
 mod peer;
 mod secret;
 mod ticket;
 
 pub use self::{
-    key::{GroupId, GroupKey},
-    peer::{MemberId, PeerAddr, PeerId},
-    ticket::GroupTicket,
+    key::{GroupId, GroupKey, ParseGroupIdError, ParseGroupKeyError},
+    peer::{MemberId, ParsePeerIdError, PeerAddr, PeerId},
+    ticket::{GroupTicket, ParseTicketError},
 };
 pub(crate) use self::{
     peer::{BootId, Genesis},

@@ -1,17 +1,20 @@
 //! The names of nodes, members, process starts and foundings.
 
-use std::{
-    collections::BTreeSet,
-    fmt,
-    net::SocketAddr,
-    str::FromStr,
-};
+use std::{collections::BTreeSet, fmt, net::SocketAddr, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
 /// A node's public name: the Ed25519 public key of its endpoint (32 bytes).
 ///
 /// Printed and parsed as 64 lower-case hexadecimal digits.
+///
+/// ```
+/// use quorate::PeerId;
+///
+/// let peer = PeerId::from_bytes([1; 32]);
+/// assert_eq!(peer.to_string().parse::<PeerId>()?, peer);
+/// # Ok::<(), quorate::identity::ParsePeerIdError>(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PeerId([u8; 32]);
 
@@ -23,12 +26,24 @@ impl PeerId {
     }
 
     /// The public key bytes.
+    ///
+    /// ```
+    /// use quorate::PeerId;
+    ///
+    /// assert_eq!(PeerId::from_bytes([1; 32]).as_bytes(), &[1; 32]);
+    /// ```
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 
     /// The first ten digits, for logs and tables read by people.
+    ///
+    /// ```
+    /// use quorate::PeerId;
+    ///
+    /// assert_eq!(PeerId::from_bytes([1; 32]).short(), "0101010101");
+    /// ```
     #[must_use]
     pub fn short(&self) -> String {
         data_encoding::HEXLOWER.encode(&self.0[..5])
@@ -69,9 +84,9 @@ pub struct ParsePeerIdError;
 /// # Invariants
 /// - A wiped disk is a new member: the id lives and dies with the data it speaks for.
 /// - Zero is never minted; it is the default that stands for "nobody".
-#[derive(
-    Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+///
+/// Printed as 32 lower-case hexadecimal digits.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct MemberId(u128);
 
 impl MemberId {
@@ -81,6 +96,13 @@ impl MemberId {
     }
 
     /// The 128 bits, big-endian.
+    ///
+    /// ```
+    /// use quorate::MemberId;
+    ///
+    /// let member = MemberId::from_bytes([3; 16]);
+    /// assert_eq!(member.to_bytes(), [3; 16]);
+    /// ```
     #[must_use]
     pub const fn to_bytes(self) -> [u8; 16] {
         self.0.to_be_bytes()
@@ -157,14 +179,56 @@ pub struct PeerAddr {
 impl PeerAddr {
     /// How many direct addresses of one peer are kept and sent.
     pub const ADDRS_MAX: usize = 16;
+    /// The longest relay URL that is kept and sent, in bytes.
+    pub const RELAY_BYTES_MAX: usize = 256;
 
     /// A peer reachable at these addresses, without a relay.
+    ///
+    /// ```
+    /// use quorate::{PeerAddr, PeerId};
+    ///
+    /// let addr = PeerAddr::new(PeerId::from_bytes([1; 32]), ["192.0.2.1:4040".parse()?]);
+    /// assert_eq!(addr.to_string(), "0101010101@192.0.2.1:4040");
+    /// # Ok::<(), std::net::AddrParseError>(())
+    /// ```
+    #[must_use]
     pub fn new(peer: PeerId, addrs: impl IntoIterator<Item = SocketAddr>) -> Self {
         Self {
             peer,
             addrs: addrs.into_iter().take(Self::ADDRS_MAX).collect(),
             relay: None,
         }
+    }
+
+    /// Whether it may be kept and sent as it is. What comes from the wire must be.
+    pub(crate) fn is_within_limits(&self) -> bool {
+        let relay = self.relay.as_ref().map_or(0, String::len);
+        self.addrs.len() <= Self::ADDRS_MAX && relay <= Self::RELAY_BYTES_MAX
+    }
+
+    /// Within the limits: without the addresses after the 16th, without a relay whose URL is too
+    /// long.
+    #[must_use]
+    pub(crate) fn capped(mut self) -> Self {
+        while self.addrs.len() > Self::ADDRS_MAX {
+            self.addrs.pop_last();
+        }
+        self.relay = self
+            .relay
+            .filter(|relay| relay.len() <= Self::RELAY_BYTES_MAX);
+        self
+    }
+}
+
+/// For people: the short id, then every address. Not meant to be parsed.
+impl fmt::Display for PeerAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.peer.short())?;
+        let addrs = self.addrs.iter().map(ToString::to_string);
+        for (nth, addr) in addrs.chain(self.relay.clone()).enumerate() {
+            write!(f, "{}{addr}", if nth == 0 { '@' } else { ',' })?;
+        }
+        Ok(())
     }
 }
 
