@@ -90,3 +90,13 @@ pub(crate) enum NotProven {
     #[error("the handshake took too long")]
     Slow,
 }
+
+impl NotProven {
+    /// Whether the peer ended the handshake, so that it needs no refusal of ours.
+    pub(crate) fn is_theirs(&self) -> bool {
+        matches!(
+            self,
+            Self::Handshake(HandshakeError::Refused) | Self::Wire(_) | Self::Left
+        )
+    }
+}

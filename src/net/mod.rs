@@ -16,7 +16,7 @@ use futures_util::future::BoxFuture;
 
 pub(crate) use self::{
     frame::{BondStream, RecvStream, SendStream},
-    quic::{Quic, QuicOptions, RelayChoice},
+    quic::{ALPN, Quic, QuicOptions, RelayChoice},
 };
 use crate::identity::{PeerAddr, PeerId};
 
