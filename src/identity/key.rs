@@ -275,11 +275,11 @@ mod tests {
     #[test]
     fn a_mistyped_key_is_told_from_another_text() {
         let text = GroupKey::generate().expose();
-        for damaged in [
-            &text[..68],
-            &format!("{}a", *text),
-            &text.replace("quoratekey1", "quoratekey1a"),
-        ] {
+        let longer = [
+            format!("{}a", *text),
+            text.replace("quoratekey1", "quoratekey1a"),
+        ];
+        for damaged in [&text[..68], longer[0].as_str(), longer[1].as_str()] {
             assert_eq!(
                 damaged.parse::<GroupKey>(),
                 Err(ParseGroupKeyError::Damaged)
@@ -332,6 +332,8 @@ mod tests {
         }
     }
 
-    const KEY_OF_SEVENS: &str = "";
-    const GROUP_OF_SEVENS: &str = "";
+    const KEY_OF_SEVENS: &str =
+        "quoratekey1a4dqobyha4dqobyha4dqobyha4dqobyha4dqobyha4dqobyha4dubwogjq";
+    const GROUP_OF_SEVENS: &str =
+        "5bf7e4f058a537b568888e24603781f2085c9a94a643b527c64599e289aa1d58";
 }

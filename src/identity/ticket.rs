@@ -337,3 +337,256 @@ pub enum ParseTicketError {
     #[error("this ticket names no member to join through")]
     NoMembers,
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ticket_of(key: u8, members: Vec<PeerAddr>) -> GroupTicket {
+        let key = GroupKey::from_bytes(&[key; 32]);
+        let group = key.group_id("example.map");
+        GroupTicket::new(key, group, members)
+    }
+
+    fn member(peer: u8, addrs: &[&str], relay: Option<&str>) -> PeerAddr {
+        let addrs = addrs.iter().map(|addr| addr.parse().expect("an address"));
+        let mut addr = PeerAddr::new(PeerId::from_bytes([peer; 32]), addrs);
+        addr.relay = relay.map(str::to_owned);
+        addr
+    }
+
+    fn small() -> GroupTicket {
+        let addrs = ["192.0.2.1:4040", "[2001:db8::1]:4040"];
+        ticket_of(7, vec![member(1, &addrs, Some("https://r.example"))])
+    }
+
+    /// The text of a body, right or wrong, under a checksum that is right.
+    fn sealed(body: &[u8]) -> Result<GroupTicket, ParseTicketError> {
+        armor::encode(GroupTicket::PREFIX, body).parse()
+    }
+
+    #[test]
+    fn the_text_is_frozen() {
+        // Computed by an independent implementation of the type's documentation.
+        let text = concat!(
+            "quorate1aedqobyha4dqobyha4dqobyha4dqobyha4dqobyha4dqobyha4dqow7x4tyfrjjxwvuirdrema3yd4",
+            "qilsnjjjsdwut4mrmz4ke2uhkyaeaqcaibaeaqcaibaeaqcaibaeaqcaibaeaqcaibaeaqcaibaeaqcaqayaaa",
+            "eaoid4asaainxaaaaaaaaaaaaaaaaaaadsa7aeiwq5duobztulzpoixgk6dbnvygyzn4oyxmw",
+        );
+        assert_eq!(small().expose().as_str(), text);
+        assert_eq!(text.parse(), Ok(small()));
+    }
+
+    #[test]
+    fn whitespace_around_is_skipped_and_inside_refused() {
+        let text = small().expose();
+        assert_eq!(format!("\r\n \t{}\n\n", *text).parse(), Ok(small()));
+        let broken = format!("{} {}", &text[..40], &text[40..]);
+        assert_eq!(
+            broken.parse::<GroupTicket>(),
+            Err(ParseTicketError::Damaged)
+        );
+    }
+
+    #[test]
+    fn errors_say_what_is_wrong() {
+        let text = small().expose();
+        let parse = |text: &str| text.parse::<GroupTicket>().expect_err("not a ticket");
+        assert_eq!(parse(""), ParseTicketError::Empty);
+        assert_eq!(parse(" \n"), ParseTicketError::Empty);
+        assert_eq!(parse("hello"), ParseTicketError::NotATicket);
+        assert_eq!(parse(&text.to_uppercase()), ParseTicketError::NotATicket);
+        assert_eq!(parse(&small().key().expose()), ParseTicketError::NotATicket);
+        assert_eq!(parse("quorate1"), ParseTicketError::Damaged);
+        assert_eq!(parse(&text[..text.len() - 1]), ParseTicketError::Damaged);
+        assert_eq!(
+            parse(&text.replacen('a', "A", 2)),
+            ParseTicketError::NotATicket
+        );
+        let long = format!("quorate1{}", "a".repeat(16 * 1024));
+        assert_eq!(
+            parse(&long),
+            ParseTicketError::TooLong {
+                bytes: 8 + 16 * 1024
+            }
+        );
+    }
+
+    #[test]
+    fn a_newer_version_is_named_before_its_content_is_read() {
+        let newer = Err(ParseTicketError::Newer { found: 2, known: 1 });
+        assert_eq!(sealed(&[2]), newer);
+        assert_eq!(sealed(&[2, 1, 2, 3]), newer);
+        assert_eq!(sealed(&[0]), Err(ParseTicketError::Malformed));
+        assert_eq!(sealed(&[]), Err(ParseTicketError::Malformed));
+    }
+
+    #[test]
+    fn content_beyond_the_format_is_refused_under_a_right_checksum() {
+        let body = small().body();
+        assert_eq!(sealed(&body), Ok(small()));
+        let trailing = [&body[..], &[0]].concat();
+        assert_eq!(sealed(&trailing), Err(ParseTicketError::Malformed));
+        for length in 1..body.len() {
+            assert_eq!(
+                sealed(&body[..length]),
+                Err(ParseTicketError::Malformed),
+                "{length}"
+            );
+        }
+        let with = |members: Vec<PeerAddr>| {
+            let mut ticket = small();
+            ticket.members = members;
+            sealed(&ticket.body())
+        };
+        assert_eq!(with(vec![]), Err(ParseTicketError::NoMembers));
+        let plain = || member(1, &["192.0.2.1:1"], None);
+        assert!(with(vec![plain(); 64]).is_ok());
+        assert_eq!(with(vec![plain(); 65]), Err(ParseTicketError::Malformed));
+        let relay = |length: usize| member(1, &[], Some(&"r".repeat(length)));
+        assert!(with(vec![relay(256)]).is_ok());
+        assert_eq!(with(vec![relay(257)]), Err(ParseTicketError::Malformed));
+        let many = |count: u16| {
+            let mut member = plain();
+            member.addrs = (1..=count)
+                .map(|port| ([192, 0, 2, 1], port).into())
+                .collect();
+            member
+        };
+        assert!(with(vec![many(16)]).is_ok());
+        assert_eq!(with(vec![many(17)]), Err(ParseTicketError::Malformed));
+        // A length bomb: a count of members with nothing behind it.
+        let bomb = [&body[..65], &[0xff, 0xff, 0xff, 0xff, 0x0f]].concat();
+        assert_eq!(sealed(&bomb), Err(ParseTicketError::Malformed));
+    }
+
+    #[test]
+    fn the_largest_ticket_fits_and_names_as_many_members_as_can_be() {
+        let crowd = |relay: Option<&str>| {
+            let addrs: Vec<String> = (0..20).map(|n| format!("[2001:db8::{n}]:65535")).collect();
+            let addrs: Vec<&str> = addrs.iter().map(String::as_str).collect();
+            (0..80).map(|peer| member(peer, &addrs, relay)).collect()
+        };
+        let ticket = ticket_of(7, crowd(None));
+        assert_eq!(ticket.members().len(), GroupTicket::MEMBERS_MAX);
+        assert!(
+            ticket
+                .members()
+                .iter()
+                .all(|member| member.addrs.len() >= 4),
+            "{ticket:?}"
+        );
+        assert!(ticket.expose().len() <= GroupTicket::TEXT_BYTES_MAX);
+        assert_eq!(ticket.expose().parse(), Ok(ticket));
+
+        let relay = "r".repeat(PeerAddr::RELAY_BYTES_MAX);
+        let ticket = ticket_of(7, crowd(Some(&relay)));
+        assert!(ticket.members().len() >= 30, "{ticket:?}");
+        assert!(ticket.expose().len() <= GroupTicket::TEXT_BYTES_MAX);
+        assert_eq!(ticket.expose().parse(), Ok(ticket));
+    }
+
+    #[test]
+    fn debug_and_errors_show_nothing_of_the_key() {
+        let ticket = small();
+        let text = ticket.expose();
+        let error = text[..100].parse::<GroupTicket>().expect_err("cut off");
+        let key = ticket.key().expose();
+        for shown in [
+            format!("{ticket:?}"),
+            format!("{error:?}"),
+            error.to_string(),
+        ] {
+            for secret in [&text["quorate1".len()..], &key["quoratekey1".len()..]] {
+                assert!((0..secret.len() - 8).all(|at| !shown.contains(&secret[at..at + 8])));
+            }
+            assert!(!shown.contains("7, 7"), "{shown}");
+        }
+    }
+
+    fn any_member() -> impl Strategy<Value = PeerAddr> {
+        let addr = prop_oneof![
+            any::<([u8; 4], u16)>().prop_map(SocketAddr::from),
+            any::<([u8; 16], u16)>().prop_map(SocketAddr::from),
+        ];
+        let addrs = prop::collection::btree_set(addr, 0..=PeerAddr::ADDRS_MAX);
+        let relay = prop::option::of("[ -~]{0,64}");
+        (any::<[u8; 32]>(), addrs, relay).prop_map(|(peer, addrs, relay)| PeerAddr {
+            peer: PeerId::from_bytes(peer),
+            addrs,
+            relay,
+        })
+    }
+
+    fn any_ticket(members: usize) -> impl Strategy<Value = GroupTicket> {
+        let members = prop::collection::vec(any_member(), 1..=members);
+        (any::<[u8; 32]>(), any::<[u8; 32]>(), members).prop_map(|(key, group, members)| {
+            GroupTicket::new(
+                GroupKey::from_bytes(&key),
+                GroupId::from_bytes(group),
+                members,
+            )
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_again(ticket in any_ticket(GroupTicket::MEMBERS_MAX)) {
+            let text = ticket.expose();
+            prop_assert!(text.len() <= GroupTicket::TEXT_BYTES_MAX);
+            prop_assert!(text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()));
+            prop_assert_eq!(text.parse(), Ok(ticket));
+        }
+
+        #[test]
+        fn any_changed_character_is_refused(
+            ticket in any_ticket(3),
+            at: prop::sample::Index,
+            to in prop_oneof![prop::char::range('a', 'z'), prop::char::range('2', '7'), any::<char>()],
+        ) {
+            let mut text: Vec<char> = ticket.expose().chars().collect();
+            let at = at.index(text.len());
+            prop_assume!(text[at] != to);
+            text[at] = to;
+            let text: String = text.into_iter().collect();
+            // Whitespace at an end is skipped, so it cuts a character off: refused as well.
+            prop_assert!(text.parse::<GroupTicket>().is_err());
+        }
+
+        #[test]
+        fn random_text_is_refused(text in "\\PC*", prefixed: bool) {
+            let text = if prefixed { format!("quorate1{text}") } else { text };
+            prop_assert!(text.parse::<GroupTicket>().is_err());
+        }
+
+        #[test]
+        fn random_content_under_a_right_checksum_never_panics(
+            mut body: Vec<u8>,
+            right_version: bool,
+        ) {
+            if let (Some(version), true) = (body.first_mut(), right_version) {
+                *version = VERSION;
+            }
+            if let Ok(ticket) = sealed(&body) {
+                prop_assert!(ticket.members().iter().all(PeerAddr::is_within_limits));
+            }
+        }
+
+        #[test]
+        fn changed_content_under_a_right_checksum_never_panics(
+            ticket in any_ticket(4),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        ) {
+            let mut body = ticket.body();
+            for (at, to) in changes {
+                let at = at.index(body.len());
+                body[at] = to;
+            }
+            if let Ok(ticket) = sealed(&body) {
+                prop_assert!(ticket.members().iter().all(PeerAddr::is_within_limits));
+            }
+        }
+    }
+}
