@@ -8,7 +8,7 @@ use std::io;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-pub(crate) use self::host::{Host, Machine, Views};
+pub(crate) use self::host::{Host, Machine, Undecodable, Unencodable, Views, decode, encode};
 pub use self::{
     map::{Map, MapAnswer, MapCommand, MapOutput, MapQuery},
     snapshot::{Snapshot, SnapshotReader},
@@ -31,32 +31,158 @@ pub struct Position {
 
 /// A deterministic machine that the group keeps equal on all its members.
 ///
-/// (contract text: to be written in machine/mod.rs by its owner)
+/// Every member holds one and applies the same commands in the same order, so all hold the same
+/// state. What a member keeps of it on disk are its journal and now and then a snapshot: when a
+/// node starts, the machine that it is given, which must be as at the founding, is restored from
+/// the latest snapshot and applies the commands behind it again.
+///
+/// # Who calls, in what order
+///
+/// One thread at a time owns the machine. First, if there is a snapshot, it calls
+/// [`restore`](Self::restore), then [`apply`](Self::apply) for each committed command in the order
+/// of their positions, with no gap and none twice. After each batch of commands it takes a
+/// [`view`](Self::view) and shows it to the readers; a [`snapshot`](Self::snapshot) is asked for
+/// between two commands. A member that lags far behind is given another's snapshot:
+/// [`restore`](Self::restore) then replaces a state that has applied commands already.
+/// [`query`](Self::query) runs elsewhere, on the tasks of those who ask, many at a time; it has
+/// only a view and so waits for nobody.
+///
+/// # What it must hold
+///
+/// - **Deterministic.** The state and the output after `apply` follow from the state before, the
+///   position and the command, from nothing else: no clock, no random numbers, no order of a
+///   `HashMap`, no file, no environment. What is needed of those, the proposer puts into the
+///   command. A member that breaks this differs from the others, and nothing repairs it.
+/// - **Infallible.** What fails in the domain (not enough money, no such key) is an `Output`. A
+///   command is checked to decode before it is proposed, so `apply` never meets one that does not.
+/// - **Prompt.** While `apply`, `view` or `snapshot` runs, the group's commands wait on this
+///   member. No waiting for the network or the disk in them.
+/// - **Stable.** Commands and outputs are kept in the journal as [postcard] writes them, snapshots
+///   as the machine does: a later version of the machine must read what an earlier one wrote, and
+///   do the same with it. Add variants at the end of an enum; the order of variants and fields is
+///   format. postcard needs types that do not ask what comes next (no `#[serde(untagged)]`,
+///   `flatten` or `skip_serializing_if`).
+///
+/// # When it panics
+///
+/// A panic in `apply`, `view`, `snapshot` or `restore` stops the group on this node, with an error
+/// that says so, and no other group. A panic in `apply` follows from the command and the state, as
+/// everything does: every member meets it at the same position and stops, and after a restart they
+/// meet it again. The way out is a version of the machine that does not panic there, brought to all
+/// members. A panic in `query` reaches only the one who asked.
+///
+/// # Example
+///
+/// A counter. For a small machine the view is the state itself.
+///
+/// ```
+/// use std::io;
+///
+/// use quorate::{Position, Snapshot, SnapshotReader, StateMachine};
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(Default)]
+/// struct Counter {
+///     total: i64,
+/// }
+///
+/// #[derive(Serialize, Deserialize)]
+/// enum Change {
+///     Add(i64),
+///     Reset,
+/// }
+///
+/// impl StateMachine for Counter {
+///     const NAME: &'static str = "example.counter";
+///     type Command = Change;
+///     type Output = i64;
+///     type Query = ();
+///     type Answer = i64;
+///     type View = i64;
+///
+///     fn apply(&mut self, _at: Position, command: Change) -> i64 {
+///         self.total = match command {
+///             Change::Add(by) => self.total.saturating_add(by), // `+` could panic, everywhere
+///             Change::Reset => 0,
+///         };
+///         self.total
+///     }
+///
+///     fn view(&self) -> i64 {
+///         self.total
+///     }
+///
+///     fn query(view: &i64, (): ()) -> i64 {
+///         *view
+///     }
+///
+///     fn snapshot(&self) -> Snapshot {
+///         Snapshot::of(self.total)
+///     }
+///
+///     fn restore(&mut self, from: SnapshotReader<'_>) -> io::Result<()> {
+///         self.total = from.value()?;
+///         Ok(())
+///     }
+/// }
+///
+/// // No group is needed to test a machine.
+/// let mut counter = Counter::default();
+/// let at = Position { term: 1, index: 1, offset: 0 };
+/// assert_eq!(counter.apply(at, Change::Add(3)), 3);
+///
+/// let mut bytes = Vec::new();
+/// counter.snapshot().write_to(&mut bytes)?;
+/// let mut other = Counter::default();
+/// other.restore(SnapshotReader::new(&mut &bytes[..]))?;
+/// assert_eq!(Counter::query(&other.view(), ()), 3);
+/// # io::Result::Ok(())
+/// ```
+///
+/// [postcard]: https://docs.rs/postcard
 pub trait StateMachine: Send + 'static {
-    /// Names the machine, not its version; part of the group id. For example `"example.map"`.
+    /// Names the machine, not its version: `"example.counter"`. Part of the group's id, so a group
+    /// founded with one machine is not joined with another.
     const NAME: &'static str;
-    /// What changes the state.
+    /// What changes the state. Its encoded size is limited by
+    /// [`Config::command_bytes_max`](crate::config::Config::command_bytes_max).
     type Command: Serialize + DeserializeOwned + Send + 'static;
-    /// What applying a command answers.
+    /// What applying a command answers. Kept on every member until its caller has it, so keep it
+    /// small.
     type Output: Serialize + DeserializeOwned + Send + 'static;
-    /// What is asked of a view.
+    /// What is asked of a view. It stays on the node that asks.
     type Query: Send + 'static;
     /// What a query answers.
     type Answer: Send + 'static;
-    /// A cheap picture of the state.
+    /// A picture of the state that readers keep while the state goes on.
     type View: Clone + Send + Sync + 'static;
 
-    /// Applies one committed command.
+    /// Applies one committed command and answers it. Deterministic, infallible, prompt.
     fn apply(&mut self, at: Position, command: Self::Command) -> Self::Output;
-    /// The state as readers see it.
+
+    /// The state as readers are to see it.
+    ///
+    /// Taken after each batch of commands, under load some thousand times a second, so it must be
+    /// cheap whatever the size of the state: a number, an `Arc`, a clone of an [`im`] collection.
+    /// It must not change afterwards: no `Arc<Mutex<_>>` into the live state, or a linearizable
+    /// query would see more than was committed when it was asked.
     fn view(&self) -> Self::View;
-    /// Answers from a view.
+
+    /// Answers from a view, on the task of whoever asks.
     fn query(view: &Self::View, query: Self::Query) -> Self::Answer;
-    /// The whole state, captured at once and written elsewhere.
+
+    /// The whole state as it is now.
+    ///
+    /// Captured at once and written later, on another thread, while commands are applied again:
+    /// keep what it captures as cheap as a view. Whatever answers depend on must be in it, for a
+    /// member restored from it must go on exactly as one that applied every command.
     fn snapshot(&self) -> Snapshot;
-    /// Replaces the state by a snapshot's.
+
+    /// Replaces the state by a snapshot's, whatever the state was.
     ///
     /// # Errors
-    /// When the bytes are not a snapshot of this machine; the group then stops on this node.
+    /// When the bytes are not a snapshot of this machine, and whatever `from` fails with. The group
+    /// then stops on this node; the state may be left as it happens to be, since nobody asks for it
+    /// any more.
     fn restore(&mut self, from: SnapshotReader<'_>) -> io::Result<()>;
 }
