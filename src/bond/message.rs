@@ -27,6 +27,8 @@ use crate::identity::{BootId, Genesis, MemberId, PeerAddr};
 pub(crate) const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 /// The most other peers that an introduction names.
 pub(crate) const PEERS_MAX: usize = 64;
+/// The longest reason of a close, in bytes.
+pub(crate) const CLOSE_BYTES_MAX: usize = 256;
 /// The longest name of a machine, in bytes.
 pub(crate) const NAME_BYTES_MAX: usize = 256;
 
@@ -41,7 +43,7 @@ const _: () = {
 pub(crate) enum Message {
     /// The first from each side: who we are in the group.
     Introduce(Introduce),
-    /// The peer's introduction is accepted; once both have said so the bond exists.
+    /// The lower peer id's last word: both have accepted each other, the bond exists.
     Accept,
     /// The peer's introduction is not accepted, with the reason; the last message.
     Refuse(Refusal),
@@ -59,8 +61,27 @@ pub(crate) enum Message {
     PeerEntryUpdate(PeerAddr),
     /// The sender has bonded with this peer; who has no bond with it should dial.
     BondFormed(PeerAddr),
-    /// The sender is about to stop; do not wait for its silence.
+    /// The sender is about to stop; do not wait for its silence. Said back by whoever hears it.
     Departure,
+    /// The higher peer id accepts the lower's introduction and leaves the decision to it.
+    Agree {
+        /// The link it holds with the lower one and trusts, this or another: what the connection
+        /// exports under the link's label.
+        link: Option<[u8; 16]>,
+        /// The bond it holds in this group with the lower one.
+        bond: Option<[u8; 16]>,
+    },
+    /// The lower peer id: there is a bond or a link already that both sides hold, or will in a
+    /// moment; the last message.
+    Redundant {
+        /// Whether this whole link is one too many; otherwise only this stream is.
+        link: bool,
+    },
+    /// The bond is over, for a reason that people can read; the last message.
+    Close {
+        /// At most [`CLOSE_BYTES_MAX`] bytes.
+        reason: String,
+    },
 }
 
 /// A node's introduction to a peer that has proven the key.
@@ -170,7 +191,10 @@ impl Message {
                     && peers.iter().all(PeerAddr::is_within_limits)
             }
             Self::PeerEntryUpdate(addr) | Self::BondFormed(addr) => addr.is_within_limits(),
+            Self::Close { reason } => reason.len() <= CLOSE_BYTES_MAX,
             Self::Accept
+            | Self::Agree { .. }
+            | Self::Redundant { .. }
             | Self::Refuse(_)
             | Self::Ping { .. }
             | Self::Pong { .. }
