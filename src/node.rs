@@ -203,7 +203,7 @@ impl Node {
         machine: M,
     ) -> Result<Group<M>, JoinError> {
         let id = ticket.key().group_id(M::NAME);
-        if id != *ticket.group() {
+        if id != ticket.group() {
             return Err(JoinError::OtherMachine { name: M::NAME });
         }
         let place = self.reserve(id).map_err(|_| JoinError::AlreadyOpen)?;
@@ -298,9 +298,7 @@ impl Node {
 
     /// Waits until the membership names this node, or something final stands in the way.
     async fn admitted(&self, replica: &Replica) -> Result<(), JoinError> {
-        let Some(mesh) = replica.mesh() else {
-            return Err(JoinError::NoAnswer { tried: Vec::new() });
-        };
+        let mesh = replica.mesh();
         let mut state = replica.watch();
         let mut refusals = mesh.refusals();
         let settled = async {

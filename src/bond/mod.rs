@@ -25,7 +25,7 @@ pub use self::{
     handshake::BondId,
 };
 use crate::{
-    identity::{MemberId, PeerAddr, PeerId},
+    identity::{BootId, MemberId, PeerAddr, PeerId},
     net::{BondStream, WireError},
 };
 
@@ -41,6 +41,7 @@ pub(crate) trait Service: Send + Sync + 'static {
     fn admit<'a>(
         &'a self,
         peer: PeerId,
+        boot: BootId,
         theirs: &'a Introduction,
     ) -> BoxFuture<'a, Result<(), Refusal>>;
 

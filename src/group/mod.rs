@@ -64,7 +64,7 @@ impl<M: StateMachine> Group<M> {
     /// It names every member known here, this one included, with all of their addresses.
     #[must_use]
     pub fn ticket(&self) -> GroupTicket {
-        let members = self.replica.mesh().map(|it| it.roster()).unwrap_or_default();
+        let members = self.replica.mesh().roster();
         GroupTicket::new(self.replica.key().clone(), self.id(), members)
     }
 
@@ -73,7 +73,7 @@ impl<M: StateMachine> Group<M> {
     /// A bond says who can be reached, never who counts: that is [`Status::members`].
     #[must_use]
     pub fn bonds(&self) -> Bonds {
-        self.replica.mesh().map_or_else(Bonds::default, |it| it.bonds())
+        self.replica.mesh().bonds()
     }
 
     /// The latest state that this member has applied, with the position of the last command in it.
@@ -131,9 +131,7 @@ impl<M: StateMachine> Group<M> {
                 if why == MembershipRefusal::LastVoter.to_string() => {}
             Err(error) => return Err(error),
         }
-        if let Some(mesh) = self.replica.mesh() {
-            mesh.depart().await;
-        }
+        self.replica.mesh().depart().await;
         self.replica.stop(Cause::new("this node has left the group")).await;
         self.registry.remove(&self.id());
         let (store, local) = (self.replica.store().clone(), self.replica.record().local);

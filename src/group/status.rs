@@ -126,7 +126,7 @@ impl<M: StateMachine> Group<M> {
         let members: Vec<MemberStatus> = members
             .into_iter()
             .map(|it| {
-                let bond = self.replica.mesh().and_then(|mesh| mesh.bond_to(it.member));
+                let bond = self.replica.mesh().bond_to(it.member);
                 let matched = progress.matched.iter().find(|(member, _)| *member == it.member);
                 let lead = leader == Some(here);
                 MemberStatus {
@@ -196,7 +196,7 @@ impl<M: StateMachine> StatusWatch<M> {
     pub async fn changed(&mut self) -> Status {
         tokio::select! {
             _ = self.state.changed() => {}
-            () = self.bonds.changed() => {}
+            _ = self.bonds.changed() => {}
             () = tokio::time::sleep(REFRESH) => {}
         }
         self.group.status()

@@ -29,8 +29,11 @@ pub(crate) trait Machine: Send {
     /// The machine's name, which is part of the group's id.
     fn name(&self) -> &'static str;
     /// Whether bytes are a command of this machine: asked, on any thread, before they are proposed.
-    fn check(&self) -> fn(&[u8]) -> Result<(), Undecodable>;
+    fn check(&self) -> CheckCommand;
 }
+
+/// Whether bytes are a command of some machine.
+pub(crate) type CheckCommand = fn(&[u8]) -> Result<(), Undecodable>;
 
 /// A user's machine as a [`Machine`].
 pub(crate) struct Host<M: StateMachine> {
@@ -87,7 +90,7 @@ impl<M: StateMachine> Machine for Host<M> {
         M::NAME
     }
 
-    fn check(&self) -> fn(&[u8]) -> Result<(), Undecodable> {
+    fn check(&self) -> CheckCommand {
         |command| decode::<M::Command>(command).map(drop)
     }
 }

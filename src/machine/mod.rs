@@ -8,7 +8,7 @@ use std::io;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-pub(crate) use self::host::{Host, Machine, Undecodable, Unencodable, Views, decode, encode};
+pub(crate) use self::host::{CheckCommand, Host, Machine, Views, decode, encode};
 pub use self::{
     map::{Map, MapAnswer, MapCommand, MapOutput, MapQuery},
     snapshot::{Snapshot, SnapshotReader},

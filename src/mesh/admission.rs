@@ -100,7 +100,7 @@ impl Settling<'_> {
         if !self.group.links().note_boot(self.link, theirs.boot) {
             return Err(Refusal::ClonedMember);
         }
-        self.group.service().admit(self.link.peer(), &theirs.member).await
+        self.group.service().admit(self.link.peer(), theirs.boot, &theirs.member).await
     }
 
     /// We are the lower peer id.

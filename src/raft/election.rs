@@ -51,7 +51,7 @@ impl Replica {
 
     /// Whether this member is out of reach: no bond with it, or a silent one.
     fn is_lost(&self, member: MemberId) -> bool {
-        match self.mesh().and_then(|it| it.bond_to(member)) {
+        match self.mesh().bond_to(member) {
             Some(bond) => bond.is_silent() || self.has_departed(member),
             None => true,
         }

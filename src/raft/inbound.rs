@@ -23,8 +23,9 @@ use super::{
     replica::Replica,
 };
 use crate::{
-    bond::{BondStream, Introduction, Lane, MeshEvent, Proven, Refusal, Service, StreamKind},
+    bond::{Introduction, Lane, MeshEvent, Proven, Refusal, Service, StreamKind},
     identity::{BootId, MemberId, PeerAddr, PeerId},
+    net::BondStream,
 };
 
 /// Requests with a first byte below this are journal entries, forwarded as they are.
@@ -35,7 +36,16 @@ pub(super) struct Inbound(pub(super) Weak<Replica>);
 
 impl Service for Inbound {
     fn introduction(&self) -> Introduction {
-        self.0.upgrade().map_or_else(Introduction::default, |it| it.introduction())
+        // A replica that is gone names a member that nobody is, and is refused.
+        self.0.upgrade().map_or_else(
+            || Introduction {
+                genesis: None,
+                member: MemberId::default(),
+                format: 0,
+                machine: String::new(),
+            },
+            |it| it.introduction(),
+        )
     }
 
     fn admit<'a>(

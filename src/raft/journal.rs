@@ -14,8 +14,7 @@ use std::{
 use futures_util::{Stream, stream};
 use openraft::{
     LogState, OptionalSend, RaftLogReader,
-    entry::RaftEntry,
-    storage::{EntriesStreamResult, IOFlushed, RaftLogStorage},
+    storage::{IOFlushed, RaftLogStorage},
 };
 use tokio::sync::oneshot;
 
@@ -99,7 +98,7 @@ impl RaftLogReader<Types> for Log {
     async fn entries_stream<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
         &mut self,
         range: RB,
-    ) -> impl Stream<Item = EntriesStreamResult<Types>> + OptionalSend {
+    ) -> impl Stream<Item = io::Result<Entry>> + OptionalSend {
         // A piece at a time: a member that restarts may have gigabytes to apply.
         let range = bounds(&range);
         let log = self.clone();
@@ -138,7 +137,7 @@ impl RaftLogStorage<Types> for Log {
         let id = |(term, index)| log_id(term, index);
         Ok(LogState {
             last_purged_log_id: self.journal.purged().map(id),
-            last_log_id: self.journal.last()?.map(id),
+            last_log_id: self.journal.last().map(id),
         })
     }
 

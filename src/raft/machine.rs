@@ -137,7 +137,7 @@ impl StateHandle {
         let stored = stored.clone();
         let mut state = Arc::clone(&self.state).lock_owned().await;
         let restored = tokio::task::spawn_blocking(move || {
-            let mut reader = stored.reader()?;
+            let mut reader = stored.reader();
             let result = guarded(|| state.read(meta, &mut reader));
             Ok::<_, io::Error>((state, result))
         });
@@ -214,7 +214,7 @@ impl RaftStateMachine<Types> for StateHandle {
                 last_log_id: state.applied,
                 last_membership: state.membership.clone(),
             },
-            content: Some(state.capture()),
+            content: std::sync::Mutex::new(Some(state.capture())),
             snapshots: self.snapshots.clone(),
             counters: Arc::clone(&self.counters),
         }
@@ -242,7 +242,7 @@ impl RaftStateMachine<Types> for StateHandle {
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot3>> {
-        let Some(stored) = self.snapshots.current()? else {
+        let Some(stored) = self.snapshots.current() else {
             return Ok(None);
         };
         Ok(Some(Snapshot {
@@ -358,7 +358,8 @@ type Content = Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + Send>;
 /// Writes one captured state to its file.
 pub(crate) struct Builder {
     meta: SnapshotMeta,
-    content: Option<Content>,
+    /// In a lock only because openraft wants the builder to be `Sync`.
+    content: std::sync::Mutex<Option<Content>>,
     snapshots: Snapshots,
     counters: Arc<Counters>,
 }
@@ -369,7 +370,9 @@ impl RaftSnapshotBuilder<Types> for Builder {
     async fn build_snapshot(&mut self) -> io::Result<Snapshot3> {
         let content = self
             .content
-            .take()
+            .get_mut()
+            .ok()
+            .and_then(Option::take)
             .ok_or_else(|| io::Error::other("a snapshot is built once from one captured state"))?;
         let meta: Bytes = codec::encode_snapshot_meta(&self.meta);
         let snapshots = self.snapshots.clone();

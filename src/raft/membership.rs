@@ -12,6 +12,7 @@ use std::{
 use bytes::Bytes;
 use openraft::{
     ChangeMembers,
+    async_runtime::watch::WatchReceiver,
     errors::{ChangeMembershipError, ClientWriteError, RaftError},
 };
 use serde::{Deserialize, Serialize};
@@ -119,7 +120,7 @@ impl Replica {
         if known == Some(self.member()) {
             return Some(self.carry_out(request.clone()).await);
         }
-        let mesh = self.mesh()?;
+        let mesh = self.mesh();
         // A joiner knows no leader yet: anybody it is bonded with can tell.
         let bond = known
             .and_then(|it| mesh.bond_to(it))
@@ -221,7 +222,7 @@ impl Replica {
 
     /// The voter that has most of the journal among those we are bonded with.
     pub(crate) fn best_heir(&self) -> Option<MemberId> {
-        let mesh = self.mesh()?;
+        let mesh = self.mesh();
         let matched: BTreeMap<MemberId, u64> = self.progress().matched.into_iter().collect();
         self.state()
             .members
@@ -246,7 +247,7 @@ impl Replica {
             return Ok(());
         }
         let votes = self.state().members.iter().any(|it| it.member == heir && it.voter);
-        let bonded = self.mesh().is_some_and(|it| it.bond_to(heir).is_some());
+        let bonded = self.mesh().bond_to(heir).is_some();
         if !votes || !bonded {
             return Err(MembershipRefusal::NotAVoter);
         }
@@ -261,13 +262,12 @@ impl Replica {
         }
         let mut watch = self.watch();
         let taken = watch.wait_for(|it| it.term > term && it.leader.is_some());
-        match tokio::time::timeout(limit, taken).await {
-            Ok(_) => Ok(()),
-            Err(_) => {
-                self.restart_raft().await;
-                Err(MembershipRefusal::NotTaken)
-            }
+        let taken = tokio::time::timeout(limit, taken).await.is_ok();
+        if !taken {
+            self.restart_raft().await;
+            return Err(MembershipRefusal::NotTaken);
         }
+        Ok(())
     }
 
     async fn matches_all(&self, heir: MemberId) {
@@ -333,7 +333,7 @@ impl Replica {
 
     /// A member whose peer now speaks as another, newer member of the group: its data is gone.
     fn ghost(&self) -> Option<MemberId> {
-        let mesh = self.mesh()?;
+        let mesh = self.mesh();
         let members = self.state().members;
         members
             .iter()
@@ -357,8 +357,7 @@ impl Replica {
             })
         };
         let alive = |member: MemberId| {
-            let bond = mesh.as_ref().and_then(|it| it.bond_to(member));
-            bond.is_some_and(|it| !it.is_silent())
+            mesh.bond_to(member).is_some_and(|it| !it.is_silent())
         };
         self.state()
             .members
@@ -371,7 +370,7 @@ impl Replica {
 
 fn is_joint(raft: &Raft) -> bool {
     let metrics = raft.server_metrics();
-    let seen = metrics.borrow();
+    let seen = metrics.borrow_watched();
     seen.membership_config.get_joint_config().len() > 1
 }
 

@@ -19,8 +19,7 @@ mod sessions;
 mod snapshots;
 mod watch;
 
-#[cfg(test)]
-mod tests;
+
 
 use serde::{Deserialize, Serialize};
 
@@ -33,21 +32,39 @@ pub(crate) use self::{
     read_index::ReadError,
     replica::{Replica, ReplicaSpec},
     sessions::{Answer, WINDOW_MAX},
-    watch::{MemberState, Progress, ReplicaState},
+    watch::ReplicaState,
 };
 pub use self::watch::Role;
 
-openraft::declare_raft_types!(
-    /// The types of our Raft: opaque commands in, opaque answers out.
-    pub(crate) Types:
-        D = Command,
-        R = Reply,
-        NodeId = MemberId,
-        Node = MemberNode,
-        Term = u64,
-        LeaderId = openraft::impls::leader_id_std::LeaderId<u64, MemberId>,
-        Responder<T> = openraft::impls::OneshotResponder<Self, T> where T: openraft::OptionalSend + 'static,
-);
+/// The types of our Raft: opaque commands in, opaque answers out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Types;
+
+impl openraft::RaftTypeConfig for Types {
+    type D = Command;
+    type R = Reply;
+    type NodeId = MemberId;
+    type Node = MemberNode;
+    type Term = u64;
+    // One leader a term, so that (term, index) is a whole log id.
+    type LeaderId = openraft::impls::leader_id_std::LeaderId<u64, MemberId>;
+    type Vote = openraft::impls::Vote<Self::LeaderId>;
+    type Payload = openraft::EntryPayload<Command, MemberId, MemberNode>;
+    type Entry = openraft::Entry<
+        <Self::LeaderId as openraft::vote::RaftLeaderId>::Committed,
+        Self::Payload,
+    >;
+    type Responder<T>
+        = openraft::impls::OneshotResponder<Self, T>
+    where
+        T: Send + 'static;
+    type Batch<T>
+        = openraft::impls::InlineBatch<T>
+    where
+        T: Send + 'static;
+    type AsyncRuntime = openraft::TokioRuntime;
+    type ErrorSource = openraft::impls::BoxedErrorSource;
+}
 
 pub(crate) type Raft = openraft::Raft<Types, machine::StateHandle>;
 pub(crate) type LogId = openraft::alias::LogIdOf<Types>;

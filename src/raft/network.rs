@@ -36,10 +36,10 @@ use super::{
     machine::SnapshotFile,
 };
 use crate::{
-    bond::{Bond, BondStream, Lane, LaneError, StreamKind},
+    bond::{Bond, Lane, LaneError, StreamKind},
     identity::MemberId,
     mesh::Mesh,
-    net::{RecvStream, SendStream, WireError},
+    net::{BondStream, RecvStream, SendStream, WireError},
     storage::StoredSnapshot,
 };
 

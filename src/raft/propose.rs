@@ -75,7 +75,7 @@ impl Replica {
             }
             return Box::pin(propose_here(raft, entry));
         }
-        let Some(bond) = self.mesh().and_then(|it| it.bond_to(leader)) else {
+        let Some(bond) = self.mesh().bond_to(leader) else {
             return Box::pin(async { Attempt::NotProposed });
         };
         Box::pin(async move {
@@ -84,7 +84,7 @@ impl Replica {
                     tracing::warn!(%leader, %error, "the leader's answer cannot be read");
                     Attempt::Unclear
                 }),
-                Err(LaneError::TooLarge | LaneError::Full) => Attempt::NotProposed,
+                Err(LaneError::TooLarge { .. }) => Attempt::NotProposed,
                 Err(_) => Attempt::Unclear,
             }
         })

@@ -90,7 +90,7 @@ impl Replica {
         if leader == self.member() {
             return self.read_index_here().await;
         }
-        let bond = self.mesh()?.bond_to(leader)?;
+        let bond = self.mesh().bond_to(leader)?;
         let answer = bond.request(Lane::Forward, Bytes::from_static(&[READ_INDEX]));
         let limit = self.config().timing.election_timeout_max * 2;
         let answer = tokio::time::timeout(limit, answer).await.ok()?.ok()?;

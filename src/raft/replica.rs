@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use openraft::async_runtime::watch::WatchReceiver;
 use tokio::sync::{mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -185,9 +186,7 @@ impl Replica {
     }
 
     async fn start_raft(self: &Arc<Self>) -> Result<(), Cause> {
-        let Some(mesh) = self.mesh().cloned() else {
-            return Err(Cause::new("the group's mesh is not open"));
-        };
+        let mesh = self.mesh().clone();
         let config = Arc::new(raft_config(&self.config, &self.record)?);
         let raft = Raft::new(
             self.record.member,
@@ -221,7 +220,7 @@ impl Replica {
         let current = self.raft();
         if current.is_some() && self.stopped().is_none() {
             let metrics = ended.metrics();
-            let state = metrics.borrow().running_state.clone();
+            let state = metrics.borrow_watched().running_state.clone();
             let why = state.err().map_or_else(|| "it stopped".into(), |it| it.to_string());
             let failed = self.store.failed().borrow().clone();
             let broken = self.handle.broken().borrow().clone();
@@ -253,9 +252,7 @@ impl Replica {
         if let Some(raft) = raft {
             let _ = raft.shutdown().await;
         }
-        if let Some(mesh) = self.mesh() {
-            mesh.close(cause.as_str()).await;
-        }
+        self.mesh().close(cause.as_str()).await;
         self.tasks.wait().await;
     }
 
@@ -323,7 +320,7 @@ impl Replica {
         let mut applied = self.applied.clone();
         let mut known: BTreeMap<PeerId, PeerAddr> = BTreeMap::new();
         loop {
-            let Some(mesh) = self.mesh() else { return };
+            let mesh = self.mesh();
             let membership = applied.borrow_and_update().membership.clone();
             let mut gone: BTreeSet<PeerId> = known.keys().copied().collect();
             for (_, node) in membership.nodes() {
@@ -502,8 +499,10 @@ impl Replica {
         &self.config
     }
 
-    pub(crate) fn mesh(&self) -> Option<&Mesh> {
-        self.mesh.get()
+    /// The group's bonds. A message that comes in while the mesh is just being opened waits for
+    /// the moment until it is set.
+    pub(crate) fn mesh(&self) -> &Mesh {
+        self.mesh.wait()
     }
 
     pub(crate) fn state(&self) -> ReplicaState {
@@ -554,9 +553,7 @@ impl Replica {
         {
             tracing::info!(%why, "leaving without a successor");
         }
-        if let Some(mesh) = self.mesh() {
-            mesh.depart().await;
-        }
+        self.mesh().depart().await;
     }
 
     pub(super) fn raft(&self) -> Option<Raft> {
@@ -579,8 +576,7 @@ impl Replica {
     }
 
     pub(super) fn snapshot_bytes(&self) -> u64 {
-        let current = self.snapshots().current();
-        current.ok().flatten().map_or(0, |it| it.len())
+        self.snapshots().current().map_or(0, |it| it.len())
     }
 
     pub(super) fn read_rounds(&self) -> &ReadRounds {

@@ -7,7 +7,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
+    io::{self, Read},
     sync::Arc,
 };
 
@@ -208,7 +208,7 @@ pub(super) fn read_value<T: serde::de::DeserializeOwned>(from: &mut dyn io::Read
     from.read_exact(&mut length)?;
     let length = u64::from(u32::from_le_bytes(length));
     let mut bytes = Vec::new();
-    io::Read::take(from, length).read_to_end(&mut bytes)?;
+    from.take(length).read_to_end(&mut bytes)?;
     if bytes.len() as u64 != length {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }

@@ -1,6 +1,6 @@
 //! What a replica shows of itself: role, leader, term, members and how they are.
 
-use std::time::Duration;
+use openraft::async_runtime::watch::WatchReceiver;
 
 use super::{MemberNode, replica::Replica};
 use crate::{
@@ -68,8 +68,6 @@ pub(crate) struct Progress {
     pub(crate) snapshot_index: u64,
     /// On the leader: the last index each other member is known to hold.
     pub(crate) matched: Vec<(MemberId, u64)>,
-    /// On the leader: since when a quorum has not answered.
-    pub(crate) quorum_silence: Option<Duration>,
 }
 
 impl Replica {
@@ -78,7 +76,7 @@ impl Replica {
             return Progress::default();
         };
         let metrics = raft.metrics();
-        let metrics = metrics.borrow();
+        let metrics = metrics.borrow_watched();
         let index = |id: Option<super::LogId>| id.map_or(0, |it| it.index);
         Progress {
             applied: metrics.last_applied.map_or_else(Position::default, |it| Position {
@@ -95,13 +93,11 @@ impl Replica {
                 .flatten()
                 .map(|(member, matched)| (*member, index(*matched)))
                 .collect(),
-            quorum_silence: metrics.last_quorum_acked.as_ref().map(|it| it.elapsed()),
         }
     }
 
     /// Follows the Raft instance and tells what changed, until the instance ends.
     pub(super) async fn follow(&self, raft: super::Raft) {
-        use openraft::async_runtime::watch::WatchReceiver;
         let mut metrics = raft.server_metrics();
         loop {
             {
