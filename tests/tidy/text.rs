@@ -17,8 +17,9 @@ pub(super) fn words<'a>(text: &'a str, word: &'a str) -> impl Iterator<Item = us
         .filter(move |at| {
             let before = text[..*at].chars().next_back();
             let after = text[at + word.len()..].chars().next();
-            !(word.starts_with(joins) && before.is_some_and(joins))
-                && !(word.ends_with(joins) && after.is_some_and(joins))
+            let goes_on = word.ends_with(joins) && after.is_some_and(joins);
+            let began = word.starts_with(joins) && before.is_some_and(joins);
+            !began && !goes_on
         })
 }
 
