@@ -546,7 +546,7 @@ mod tests {
         fn any_changed_character_is_refused(
             ticket in any_ticket(3),
             at: prop::sample::Index,
-            to in prop_oneof![prop::char::range('a', 'z'), prop::char::range('2', '7'), any::<char>()],
+            to in prop_oneof![prop::char::range('2', 'z'), any::<char>()],
         ) {
             let mut text: Vec<char> = ticket.expose().chars().collect();
             let at = at.index(text.len());
