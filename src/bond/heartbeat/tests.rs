@@ -322,7 +322,11 @@ fn late() -> impl Strategy<Value = u64> {
 }
 
 fn answer() -> impl Strategy<Value = Option<u64>> {
-    prop_oneof![3 => (0u64..INTERVAL).prop_map(Some), 1 => (0u64..3_000).prop_map(Some), 3 => Just(None)]
+    prop_oneof![
+        3 => (0u64..INTERVAL).prop_map(Some),
+        1 => (0u64..3_000).prop_map(Some),
+        3 => Just(None),
+    ]
 }
 
 proptest! {
