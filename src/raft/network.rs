@@ -162,7 +162,7 @@ impl RaftNetworkV2<Types> for Client {
 
     fn stream_append<'s, S>(
         &'s mut self,
-        input: S,
+        mut input: S,
         _: RPCOption,
     ) -> BoxFuture<
         's,
@@ -180,7 +180,13 @@ impl RaftNetworkV2<Types> for Client {
                 });
                 return Ok(Box::pin(answers) as BoxStream<'s, _>);
             }
+            // openraft sits out its backoff in here: ask for a request before anything can fail, or
+            // a member out of reach is tried in a spin.
+            let Some(first) = input.next().await else {
+                return Ok(Box::pin(stream::empty()) as BoxStream<'s, _>);
+            };
             self.append_stream().await?;
+            let input = Box::pin(stream::once(std::future::ready(first)).chain(input));
             let Some(run) = Appending::start(&mut self.stream, input) else {
                 return Err(Unreachable::from_string("the stream is gone").into());
             };
