@@ -1,0 +1,201 @@
+//! The durable engine: RocksDB. No other file names it.
+//!
+//! All families share one write-ahead log, so one sync serves every group on the node.
+
+use std::{
+    io,
+    ops::ControlFlow,
+    path::Path,
+    sync::{PoisonError, RwLock, RwLockReadGuard},
+};
+
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
+    DBRecoveryMode, Direction, ErrorKind, IteratorMode, LogLevel, Options, ReadOptions, WriteBatch,
+};
+
+use super::{
+    OpenError,
+    engine::{Batch, Engine, Family, Order, Visit, Write},
+};
+
+const MIB: usize = 1024 * 1024;
+/// One journal buffer. Few enough flushes at full load, small enough for three nodes a process.
+const JOURNAL_BUFFER_BYTES: usize = 32 * MIB;
+const META_BUFFER_BYTES: usize = 2 * MIB;
+/// All families' buffers together.
+const ALL_BUFFERS_BYTES: usize = 96 * MIB;
+/// Past this, RocksDB flushes the family that pins the oldest log file: a vote that is rarely
+/// written must not keep every log file, and replaying this much at open takes under a second.
+const WAL_BYTES_MAX: u64 = 128 * MIB as u64;
+const BLOCK_CACHE_BYTES: usize = 16 * MIB;
+const OPEN_FILES_MAX: i32 = 256;
+const BACKGROUND_JOBS: i32 = 2;
+
+/// RocksDB with our families open. Empty once closed.
+pub(super) struct Rocks {
+    db: RwLock<Option<DB>>,
+}
+
+impl Rocks {
+    pub(super) fn open(dir: &Path) -> Result<Self, OpenError> {
+        let families = Family::ALL
+            .map(|family| ColumnFamilyDescriptor::new(family.name(), family_options(family)));
+        match DB::open_cf_descriptors(&database_options(), dir, families) {
+            Ok(db) => Ok(Self {
+                db: RwLock::new(Some(db)),
+            }),
+            Err(error) if error.kind() == ErrorKind::Corruption => {
+                Err(OpenError::Corrupt(format!("{}: {error}", dir.display())))
+            }
+            Err(error) => Err(OpenError::Io(io_error(error))),
+        }
+    }
+
+    fn with<T>(&self, use_it: impl FnOnce(&DB) -> Result<T, rocksdb::Error>) -> io::Result<T> {
+        let db: RwLockReadGuard<'_, Option<DB>> =
+            self.db.read().unwrap_or_else(PoisonError::into_inner);
+        let db = db
+            .as_ref()
+            .ok_or_else(|| io::Error::other("the database is closed"))?;
+        use_it(db).map_err(io_error)
+    }
+}
+
+impl Engine for Rocks {
+    fn write(&self, batch: &Batch) -> io::Result<()> {
+        self.with(|db| {
+            let mut out = WriteBatch::with_capacity_bytes(batch.len() + batch.len() / 8 + 64);
+            for (family, write) in batch.iter() {
+                let family = column(db, family);
+                match write {
+                    Write::Put(key, value) => out.put_cf(family, key, value),
+                    Write::Delete(key) => out.delete_cf(family, key),
+                    Write::DeleteRange(from, to) => out.delete_range_cf(family, from, to),
+                }
+            }
+            db.write(out)
+        })
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.with(|db| db.flush_wal(true))
+    }
+
+    fn value(&self, family: Family, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        self.with(|db| db.get_cf(column(db, family), key))
+    }
+
+    fn scan(
+        &self,
+        family: Family,
+        from: &[u8],
+        to: &[u8],
+        order: Order,
+        visit: Visit<'_>,
+    ) -> io::Result<()> {
+        if from >= to {
+            return Ok(());
+        }
+        self.with(|db| {
+            // Both bounds: so a seek never walks the tombstones of what was purged or truncated.
+            let mut options = ReadOptions::default();
+            options.set_iterate_lower_bound(from);
+            options.set_iterate_upper_bound(to);
+            let mode = match order {
+                Order::Ascending => IteratorMode::From(from, Direction::Forward),
+                Order::Descending => IteratorMode::End,
+            };
+            for item in db.iterator_cf_opt(column(db, family), options, mode) {
+                let (key, value) = item?;
+                if let ControlFlow::Break(()) = visit(&key, &value) {
+                    break;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn is_durable(&self) -> bool {
+        true
+    }
+
+    fn close(&self) {
+        let db = self
+            .db
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(db) = db {
+            db.cancel_all_background_work(true);
+        }
+    }
+}
+
+fn database_options() -> Options {
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.create_missing_column_families(true);
+    // A torn tail is an honest crash; damage before the tail must refuse to open. The default
+    // would stop the replay there and silently drop what was acknowledged after it.
+    options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+    options.set_unordered_write(false);
+    // The flusher alone decides when the log reaches the disk.
+    options.set_wal_bytes_per_sync(0);
+    options.set_max_total_wal_size(WAL_BYTES_MAX);
+    options.set_db_write_buffer_size(ALL_BUFFERS_BYTES);
+    // Table files are written out as they grow: one great sync at their end would stall the log's.
+    options.set_bytes_per_sync(MIB as u64);
+    options.set_max_background_jobs(BACKGROUND_JOBS);
+    options.set_max_open_files(OPEN_FILES_MAX);
+    options.set_log_level(LogLevel::Warn);
+    options.set_keep_log_file_num(4);
+    options.set_max_log_file_size(4 * MIB);
+    options.set_stats_dump_period_sec(0);
+    options.set_stats_persist_period_sec(0);
+    options.set_skip_stats_update_on_db_open(true);
+    options
+}
+
+fn family_options(family: Family) -> Options {
+    let mut options = Options::default();
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(&Cache::new_lru_cache(BLOCK_CACHE_BYTES));
+    options.set_block_based_table_factory(&table);
+    // Levels, without FIFO or a time to live: nothing but a purge may drop an entry.
+    match family {
+        Family::Journal => {
+            options.set_write_buffer_size(JOURNAL_BUFFER_BYTES);
+            options.set_max_write_buffer_number(3);
+            // Short-lived: what is purged soon is not worth compressing; what stays is.
+            options.set_compression_per_level(&[
+                DBCompressionType::None,
+                DBCompressionType::None,
+                DBCompressionType::Lz4,
+                DBCompressionType::Lz4,
+                DBCompressionType::Lz4,
+                DBCompressionType::Lz4,
+                DBCompressionType::Lz4,
+            ]);
+        }
+        Family::Meta => {
+            options.set_write_buffer_size(META_BUFFER_BYTES);
+            options.set_compression_type(DBCompressionType::None);
+        }
+    }
+    options
+}
+
+/// Every family is named when the database is opened, so it is there as long as the database is.
+fn column(db: &DB, family: Family) -> &ColumnFamily {
+    db.cf_handle(family.name())
+        .expect("all families are opened with the database")
+}
+
+fn io_error(error: rocksdb::Error) -> io::Error {
+    let kind = match error.kind() {
+        ErrorKind::Corruption => io::ErrorKind::InvalidData,
+        _ => io::ErrorKind::Other,
+    };
+    io::Error::new(kind, format!("RocksDB: {error}"))
+}
