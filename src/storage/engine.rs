@@ -16,6 +16,7 @@ pub(super) enum Family {
 impl Family {
     pub(super) const ALL: [Self; 2] = [Self::Journal, Self::Meta];
 
+    #[cfg(feature = "rocksdb")]
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Journal => "journal",
@@ -148,6 +149,7 @@ impl Batch {
     }
 
     /// Bytes of all keys and values.
+    #[cfg(feature = "rocksdb")]
     pub(super) fn len(&self) -> usize {
         self.bytes.len()
     }

@@ -10,7 +10,6 @@
 
 use std::{
     fmt, io,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -59,6 +58,7 @@ struct Shared {
 
 impl Flusher {
     /// For an engine that is worth syncing.
+    #[cfg(any(test, feature = "rocksdb"))]
     pub(super) fn start(
         engine: Arc<dyn Engine>,
         space: Space,
@@ -103,8 +103,8 @@ impl Flusher {
     /// Waits for room if the queue is full. If this fails, `done` is not called.
     pub(super) fn when_synced(&self, done: Synced) -> io::Result<()> {
         if !self.shared.engine.is_durable() {
-            self.check()?;
-            done(Ok(()));
+            self.check_open()?;
+            done(self.shared.sync(1).map_err(|cause| failed(&cause)));
             return Ok(());
         }
         let mut queue = self.shared.queue();
@@ -163,7 +163,7 @@ impl Flusher {
 
     /// Stops all writing for good.
     pub(super) fn poison(&self, cause: Cause) -> io::Error {
-        self.shared.poison(cause)
+        failed(&self.shared.poison(cause))
     }
 
     pub(super) fn failed(&self) -> watch::Receiver<Option<Cause>> {
@@ -213,7 +213,7 @@ impl Flusher {
             if self.shared.is_closed() {
                 closed()
             } else {
-                self.shared.poison(Cause::new(error))
+                failed(&self.shared.poison(Cause::new(error)))
             }
         })
     }
@@ -249,6 +249,7 @@ impl Shared {
     }
 
     /// Waits for work and takes all of it; false once the queue is closed and empty.
+    #[cfg(any(test, feature = "rocksdb"))]
     fn take(&self, taken: &mut Vec<Synced>) -> bool {
         let mut queue = self.queue();
         loop {
@@ -271,9 +272,9 @@ impl Shared {
         }
     }
 
-    fn sync(&self) -> io::Result<()> {
+    fn sync(&self, waiting: u64) -> Result<(), Cause> {
         if let Some(cause) = self.failed.get() {
-            return Err(failed(cause));
+            return Err(cause.clone());
         }
         fail::fail_point!("flusher::before_sync");
         let result = self
@@ -281,33 +282,33 @@ impl Shared {
             .sync()
             .map_err(|error| self.poison(Cause::new(error)));
         fail::fail_point!("flusher::after_sync");
+        if self.engine.is_durable() {
+            self.counters.syncs.add(1);
+            self.counters.synced_writes.add(waiting);
+        }
         result
     }
 
-    /// The first cause stays; returns the error that tells it.
-    fn poison(&self, cause: Cause) -> io::Error {
+    /// The first cause stays, and is returned.
+    fn poison(&self, cause: Cause) -> Cause {
         if self.failed.set(cause.clone()).is_ok() {
             tracing::error!(%cause, "the store has failed; nothing more is written");
             self.failure.send_replace(Some(cause.clone()));
         }
-        failed(self.failed.get().unwrap_or(&cause))
+        self.failed.get().cloned().unwrap_or(cause)
     }
 }
 
+#[cfg(any(test, feature = "rocksdb"))]
 fn run(shared: &Shared) {
     let mut taken: Vec<Synced> = Vec::new();
     while shared.take(&mut taken) {
-        let result = shared.sync();
-        shared.counters.syncs.add(1);
-        shared.counters.synced_writes.add(taken.len() as u64);
+        let result = shared.sync(taken.len() as u64);
         for done in taken.drain(..) {
-            let told = match (&result, shared.failed.get()) {
-                (Ok(()), _) => Ok(()),
-                (Err(_), Some(cause)) => Err(failed(cause)),
-                (Err(error), None) => Err(io::Error::new(error.kind(), error.to_string())),
-            };
+            let told = result.as_ref().map_err(failed).copied();
             // One caller's panic must not silence all others.
-            if catch_unwind(AssertUnwindSafe(move || done(told))).is_err() {
+            let call = std::panic::AssertUnwindSafe(move || done(told));
+            if std::panic::catch_unwind(call).is_err() {
                 tracing::error!("a callback of the flusher panicked");
             }
         }

@@ -21,10 +21,6 @@ impl LocalGroup {
     pub(super) const fn number(self) -> u64 {
         self.0
     }
-
-    pub(super) const fn from_number(number: u64) -> Self {
-        Self(number)
-    }
 }
 
 impl fmt::Display for LocalGroup {
@@ -184,6 +180,7 @@ impl Store {
     }
 
     /// Carries on with what a crash interrupted.
+    #[cfg(feature = "rocksdb")]
     pub(super) fn finish_removals(&self) -> io::Result<()> {
         let _changing = self.changing_groups();
         for local in numbers(self.flusher())? {

@@ -34,6 +34,7 @@ use serde::{Deserialize, Serialize};
 use crate::identity::{Genesis, GroupId};
 
 /// The format that this code writes; anything newer is refused at open.
+#[cfg(feature = "rocksdb")]
 pub(super) const FORMAT: u32 = 1;
 
 /// Stands where a group's number would: what belongs to the node. Groups count from 1.

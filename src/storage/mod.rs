@@ -281,6 +281,10 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Why a store does not open.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
+#[cfg_attr(
+    not(feature = "rocksdb"),
+    expect(dead_code, reason = "only a directory is opened")
+)]
 pub(crate) enum OpenError {
     /// Another process (or another node in this one) has it open.
     #[error("{dir} is in use by another node; one directory serves one node at a time")]

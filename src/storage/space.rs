@@ -37,6 +37,7 @@ impl Space {
         }
     }
 
+    #[cfg(any(test, feature = "rocksdb"))]
     pub(super) fn with_probe(reserve: u64, probe: Probe) -> Self {
         let space = Self {
             probe: Some(probe),
