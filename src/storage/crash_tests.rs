@@ -250,6 +250,22 @@ fn no_strays(dir: &Path, store: &Store) {
 
 /// What is left can be worked with.
 fn goes_on(store: &Store) {
+    for byte in [1, 2, 3] {
+        // What is not there leaves nothing behind that would be in the way of a new one.
+        let new = new_group(byte);
+        if store.group(&new.id).expect("sound").is_none() {
+            let local = store.create_group(new).expect("created").local;
+            let journal = store.journal(local).expect("journal");
+            assert_eq!((journal.last(), journal.vote()), (None, None));
+            assert!(
+                store
+                    .snapshots(local)
+                    .expect("snapshots")
+                    .current()
+                    .is_none()
+            );
+        }
+    }
     for group in store.groups().expect("groups") {
         let journal = store.journal(group.local).expect("journal");
         let next = journal.last().map_or(0, |(_, index)| index + 1);

@@ -179,7 +179,8 @@ impl Drop for FileAside {
     fn drop(&mut self) {
         match fs::remove_file(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(%error, path = %self.path.display(), "cannot remove; the next open does");
+                let path = self.path.display();
+                tracing::warn!(%error, %path, "cannot remove; the next open does");
             }
             _ => {}
         }

@@ -2,18 +2,18 @@
 //!
 //! All numbers are big-endian, so keys sort as numbers do.
 //!
-//! | family  | key                                   | body of the value                              |
-//! |---------|---------------------------------------|------------------------------------------------|
-//! | journal | `group u64` `index u64`               | `term u64` `bytes u64` `kind u8` payload       |
-//! | meta    | `group u64` `'g'`                     | [`StoredGroup`] in postcard                    |
-//! | meta    | `group u64` `'v'`                     | the vote, opaque                               |
-//! | meta    | `group u64` `'c'`                     | the committed position, opaque; a hint         |
-//! | meta    | `group u64` `'p'`                     | purged: `term u64` `index u64` `bytes u64`     |
-//! | meta    | `group u64` `'r'`                     | the roster, opaque; a hint                     |
-//! | meta    | `group u64` `'x'`                     | empty: the group is being removed              |
-//! | meta    | `0 u64` `'l'`                         | `u64`: the local number of the next new group  |
-//! | meta    | `0 u64` `'n'`                         | the node's record, opaque                      |
-//! | meta    | `0 u64` `'i'` `GroupId 32 bytes`      | `u64`: the group's local number                |
+//! | family  | key                              | body of the value                             |
+//! |---------|----------------------------------|-----------------------------------------------|
+//! | journal | `group u64` `index u64`          | `term u64` `bytes u64` `kind u8` payload      |
+//! | meta    | `group u64` `'g'`                | [`StoredGroup`] in postcard                   |
+//! | meta    | `group u64` `'v'`                | the vote, opaque                              |
+//! | meta    | `group u64` `'c'`                | the committed position, opaque; a hint        |
+//! | meta    | `group u64` `'p'`                | purged: `term u64` `index u64` `bytes u64`    |
+//! | meta    | `group u64` `'r'`                | the roster, opaque; a hint                    |
+//! | meta    | `group u64` `'x'`                | empty: the group is being removed             |
+//! | meta    | `0 u64` `'l'`                    | `u64`: the local number of the next new group |
+//! | meta    | `0 u64` `'n'`                    | the node's record, opaque                     |
+//! | meta    | `0 u64` `'i'` `GroupId 32 bytes` | `u64`: the group's local number               |
 //!
 //! `bytes` counts the record bodies of the journal from its beginning, this one included, so the
 //! size of any stretch is one subtraction.

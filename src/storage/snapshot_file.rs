@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!  header   | "quorsnap"  8 | version u32 | CRC of these 12 bytes u32 |
-//!  chunk    | length u32, 1 to 65,536 | CRC of number u64 and bytes | bytes |    any number of them
+//!  chunk    | length u32, 1 to 65,536 | CRC of number u64 and bytes | bytes |  any number
 //!  trailer  | 0 u32 | meta | content length u64 | CRC of the content u32 | meta length u32 |
 //!           | CRC of the trailer up to here u32 | "quorsend"  8 |
 //! ```
