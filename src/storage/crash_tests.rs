@@ -70,7 +70,9 @@ fn state(meta: &[u8]) -> Vec<u8> {
 
 fn build(store: &Store, nth: usize, meta: &'static [u8]) {
     let snapshots = store.snapshots(local(store, nth)).expect("snapshots");
-    snapshots.build(meta.into(), |out| out.write_all(&state(meta))).expect("built");
+    snapshots
+        .build(meta.into(), |out| out.write_all(&state(meta)))
+        .expect("built");
 }
 
 fn install(store: &Store, meta: &[u8]) {
@@ -96,7 +98,12 @@ struct GroupPicture {
 impl Picture {
     fn of(store: &Store) -> Self {
         let groups = store.groups().expect("sound");
-        Self(groups.into_iter().map(|record| GroupPicture::of(store, record)).collect())
+        Self(
+            groups
+                .into_iter()
+                .map(|record| GroupPicture::of(store, record))
+                .collect(),
+        )
     }
 }
 
@@ -105,7 +112,10 @@ impl GroupPicture {
         let journal = store.journal(record.local).expect("sound");
         let current = store.snapshots(record.local).expect("sound").current();
         let snapshot = current.map(|snapshot| {
-            assert!(content(&snapshot) == state(snapshot.meta()), "the content is its meta's");
+            assert!(
+                content(&snapshot) == state(snapshot.meta()),
+                "the content is its meta's"
+            );
             snapshot.meta().clone()
         });
         Self {
@@ -113,7 +123,9 @@ impl GroupPicture {
             vote: journal.vote(),
             purged: journal.purged(),
             last: journal.last(),
-            records: journal.read(0..u64::MAX, usize::MAX).expect("sound and contiguous"),
+            records: journal
+                .read(0..u64::MAX, usize::MAX)
+                .expect("sound and contiguous"),
             snapshot,
         }
     }
@@ -132,7 +144,9 @@ fn pictures() -> Vec<Picture> {
 
 fn tell(line: &str) {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "@{line}").and_then(|()| out.flush()).expect("the parent listens");
+    writeln!(out, "@{line}")
+        .and_then(|()| out.flush())
+        .expect("the parent listens");
 }
 
 /// What the child process runs; nothing in the parent.
@@ -140,7 +154,10 @@ fn tell(line: &str) {
 fn child() {
     let Ok(dir) = std::env::var(DIR) else { return };
     let point = std::env::var(POINT).expect("set with the directory");
-    let passes: u64 = std::env::var(PASSES).ok().and_then(|it| it.parse().ok()).expect("set");
+    let passes: u64 = std::env::var(PASSES)
+        .ok()
+        .and_then(|it| it.parse().ok())
+        .expect("set");
     let store = open(Path::new(&dir));
     let passed = AtomicU64::new(0);
     fail::cfg_callback(point, move || {
@@ -158,9 +175,16 @@ fn child() {
 
 /// Runs the child on a fresh directory; steps finished and whether the failpoint fired.
 fn run_child(dir: &Path, point: &str, passes: u64) -> (usize, bool) {
-    let (_, module) = module_path!().split_once("::").expect("a path inside the crate");
+    let (_, module) = module_path!()
+        .split_once("::")
+        .expect("a path inside the crate");
     let output = Command::new(std::env::current_exe().expect("this test binary"))
-        .args([&format!("{module}::child"), "--exact", "--nocapture", "--test-threads=1"])
+        .args([
+            &format!("{module}::child"),
+            "--exact",
+            "--nocapture",
+            "--test-threads=1",
+        ])
         .env(DIR, dir)
         .env(POINT, point)
         .env(PASSES, passes.to_string())
@@ -170,7 +194,11 @@ fn run_child(dir: &Path, point: &str, passes: u64) -> (usize, bool) {
     let told = String::from_utf8_lossy(&output.stdout);
     let fired = told.matches("@fired").count();
     assert!(fired <= 1, "{told}");
-    assert_eq!(output.status.success(), fired == 0, "{point}, pass {passes}: {told}");
+    assert_eq!(
+        output.status.success(),
+        fired == 0,
+        "{point}, pass {passes}: {told}"
+    );
     (told.matches("@done").count(), fired == 1)
 }
 
@@ -200,26 +228,56 @@ fn crash_at(point: &str) {
 
 fn no_strays(dir: &Path, store: &Store) {
     let shelves = std::fs::read_dir(dir.join("snapshots")).expect("a directory");
-    let held: Vec<_> =
-        store.groups().expect("groups").iter().map(|it| it.local.number().to_string()).collect();
+    let held: Vec<_> = store
+        .groups()
+        .expect("groups")
+        .iter()
+        .map(|it| it.local.number().to_string())
+        .collect();
     for shelf in shelves {
         let shelf = shelf.expect("readable");
         let name = shelf.file_name().into_string().expect("text");
-        assert!(held.contains(&name), "a directory of a group that is gone: {name}");
-        let files = std::fs::read_dir(shelf.path()).expect("a directory").count();
+        assert!(
+            held.contains(&name),
+            "a directory of a group that is gone: {name}"
+        );
+        let files = std::fs::read_dir(shelf.path())
+            .expect("a directory")
+            .count();
         assert!(files <= 1, "{files} files in {}", shelf.path().display());
     }
 }
 
 /// What is left can be worked with.
 fn goes_on(store: &Store) {
+    for byte in [1, 2, 3] {
+        // What is not there leaves nothing behind that would be in the way of a new one.
+        let new = new_group(byte);
+        if store.group(&new.id).expect("sound").is_none() {
+            let local = store.create_group(new).expect("created").local;
+            let journal = store.journal(local).expect("journal");
+            assert_eq!((journal.last(), journal.vote()), (None, None));
+            assert!(
+                store
+                    .snapshots(local)
+                    .expect("snapshots")
+                    .current()
+                    .is_none()
+            );
+        }
+    }
     for group in store.groups().expect("groups") {
         let journal = store.journal(group.local).expect("journal");
         let next = journal.last().map_or(0, |(_, index)| index + 1);
         append(&journal, next..next + 2, 99);
-        assert_eq!(journal.read(next..next + 2, 1_000).expect("read"), records(next..next + 2, 99));
+        assert_eq!(
+            journal.read(next..next + 2, 1_000).expect("read"),
+            records(next..next + 2, 99)
+        );
         let snapshots = store.snapshots(group.local).expect("snapshots");
-        snapshots.build("after".into(), |out| out.write_all(b"after")).expect("built");
+        snapshots
+            .build("after".into(), |out| out.write_all(b"after"))
+            .expect("built");
     }
 }
 

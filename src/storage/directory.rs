@@ -49,10 +49,12 @@ impl Store {
         let flusher = Flusher::start(Arc::clone(&engine), space, Arc::clone(&counters))?;
         let store = Self::over(engine, Arc::new(flusher), shelf, counters);
         *locked(&store.inner.lock) = Some(lock);
-        store.finish_removals().map_err(|error| match error.kind() {
-            io::ErrorKind::InvalidData => OpenError::Corrupt(error.to_string()),
-            _ => OpenError::Io(error),
-        })?;
+        store
+            .finish_removals()
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::InvalidData => OpenError::Corrupt(error.to_string()),
+                _ => OpenError::Io(error),
+            })?;
         Ok(store)
     }
 }
@@ -66,9 +68,9 @@ impl Lock {
             .open(dir.join("LOCK"))?;
         match file.try_lock() {
             Ok(()) => Ok(Self { _file: file }),
-            Err(TryLockError::WouldBlock) => {
-                Err(OpenError::Locked { dir: dir.display().to_string() })
-            }
+            Err(TryLockError::WouldBlock) => Err(OpenError::Locked {
+                dir: dir.display().to_string(),
+            }),
             Err(TryLockError::Error(error)) => Err(OpenError::Io(error)),
         }
     }
@@ -82,9 +84,15 @@ fn check_format(dir: &Path) -> Result<(), OpenError> {
         Ok(text) => {
             let found = text.trim_end().strip_prefix(FORMAT_PREFIX);
             match found.and_then(|number| number.parse().ok()) {
-                Some(found) if found > FORMAT => Err(OpenError::Newer { found, known: FORMAT }),
+                Some(found) if found > FORMAT => Err(OpenError::Newer {
+                    found,
+                    known: FORMAT,
+                }),
                 Some(FORMAT) => Ok(()),
-                _ => Err(OpenError::Corrupt(format!("{} reads {text:?}", path.display()))),
+                _ => Err(OpenError::Corrupt(format!(
+                    "{} reads {text:?}",
+                    path.display()
+                ))),
             }
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {

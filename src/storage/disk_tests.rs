@@ -12,7 +12,9 @@ use super::{
 use crate::config::Config;
 
 fn open_error(dir: &Path) -> OpenError {
-    Store::open(dir, &Config::default(), Arc::default()).map(drop).expect_err("it does not open")
+    Store::open(dir, &Config::default(), Arc::default())
+        .map(drop)
+        .expect_err("it does not open")
 }
 
 /// The log file that holds the latest writes.
@@ -52,8 +54,12 @@ fn everything_is_there_after_a_reopen() {
     wait(|done| journal.save_vote("vote".into(), done)).expect("voted");
     journal.save_committed("committed".into()).expect("noted");
     let snapshots = store.snapshots(local).expect("snapshots");
-    snapshots.build("old".into(), |out| out.write_all(b"old")).expect("built");
-    snapshots.install(receive(&snapshots, &raw(b"new", b"state")).expect("whole")).expect("in");
+    snapshots
+        .build("old".into(), |out| out.write_all(b"old"))
+        .expect("built");
+    snapshots
+        .install(receive(&snapshots, &raw(b"new", b"state")).expect("whole"))
+        .expect("in");
     let groups = store.groups().expect("groups");
     // Somebody still holds the journal: closing releases the directory all the same.
     store.close();
@@ -61,13 +67,23 @@ fn everything_is_there_after_a_reopen() {
     let store = open(dir.path());
     assert_eq!(store.groups().expect("groups"), groups);
     let journal = store.journal(local).expect("journal");
-    assert_eq!((journal.purged(), journal.last()), (Some((1, 49)), Some((2, 94))));
+    assert_eq!(
+        (journal.purged(), journal.last()),
+        (Some((1, 49)), Some((2, 94)))
+    );
     let expected = [records(50..90, 1), records(90..95, 2)].concat();
-    assert_eq!(journal.read(0..u64::MAX, usize::MAX).expect("read"), expected);
+    assert_eq!(
+        journal.read(0..u64::MAX, usize::MAX).expect("read"),
+        expected
+    );
     assert_eq!(journal.bytes_since(60), bytes);
     assert_eq!(journal.vote(), Some("vote".into()));
     assert_eq!(journal.committed(), Some("committed".into()));
-    let current = store.snapshots(local).expect("snapshots").current().expect("installed");
+    let current = store
+        .snapshots(local)
+        .expect("snapshots")
+        .current()
+        .expect("installed");
     assert_eq!(current.meta(), "new");
     assert_eq!(content(&current), b"state");
 }
@@ -78,7 +94,12 @@ fn a_second_opener_is_refused_by_the_name_of_the_directory() {
     let store = open(dir.path());
     let error = open_error(dir.path());
     assert!(matches!(error, OpenError::Locked { .. }), "{error}");
-    assert!(error.to_string().contains(&dir.path().display().to_string()), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains(&dir.path().display().to_string()),
+        "{error}"
+    );
     drop(store);
     open(dir.path());
 }
@@ -88,7 +109,10 @@ fn a_newer_format_is_refused_by_name_and_left_alone() {
     let dir = tempfile::tempdir().expect("a directory");
     fs::write(dir.path().join("FORMAT"), "quorate store format 7\n").expect("written");
     let error = open_error(dir.path());
-    assert!(matches!(error, OpenError::Newer { found: 7, known: 1 }), "{error}");
+    assert!(
+        matches!(error, OpenError::Newer { found: 7, known: 1 }),
+        "{error}"
+    );
     assert!(error.to_string().contains("format 7"), "{error}");
     assert!(!dir.path().join("db").exists());
 }
@@ -109,12 +133,20 @@ fn a_torn_tail_of_the_log_loses_only_the_tail() {
     for torn in [1, 7, 40, 300] {
         let dir = tempfile::tempdir().expect("a directory");
         let local = written(dir.path());
-        let log = fs::File::options().write(true).open(newest_log(dir.path())).expect("opened");
-        log.set_len(log.metadata().expect("readable").len() - torn).expect("torn");
+        let log = fs::File::options()
+            .write(true)
+            .open(newest_log(dir.path()))
+            .expect("opened");
+        log.set_len(log.metadata().expect("readable").len() - torn)
+            .expect("torn");
         let store = open(dir.path());
         let journal = store.journal(local).expect("journal");
         let left = journal.read(0..u64::MAX, usize::MAX).expect("sound");
-        assert!((190..200).contains(&left.len()), "{} left of {torn} torn", left.len());
+        assert!(
+            (190..200).contains(&left.len()),
+            "{} left of {torn} torn",
+            left.len()
+        );
         assert_eq!(left, records(0..left.len() as u64, 1));
         append(&journal, left.len() as u64..300, 2);
     }
@@ -141,7 +173,9 @@ fn strays_are_removed_and_a_damaged_snapshot_is_not_passed_over() {
     let local = group(&store);
     let build = |store: &Store, meta: &'static str| {
         let snapshots = store.snapshots(local).expect("snapshots");
-        snapshots.build(meta.into(), |out| out.write_all(b"state")).expect("built");
+        snapshots
+            .build(meta.into(), |out| out.write_all(b"state"))
+            .expect("built");
     };
     build(&store, "one");
     store.close();
@@ -154,7 +188,13 @@ fn strays_are_removed_and_a_damaged_snapshot_is_not_passed_over() {
     store.close();
     let names: Vec<_> = fs::read_dir(&place)
         .expect("a directory")
-        .map(|entry| entry.expect("readable").file_name().into_string().expect("text"))
+        .map(|entry| {
+            entry
+                .expect("readable")
+                .file_name()
+                .into_string()
+                .expect("text")
+        })
         .collect();
     assert_eq!(names, ["2.snapshot"]);
 
@@ -162,7 +202,9 @@ fn strays_are_removed_and_a_damaged_snapshot_is_not_passed_over() {
     let mut bytes = fs::read(&newest).expect("read");
     bytes.pop();
     fs::write(&newest, bytes).expect("written");
-    let error = open(dir.path()).snapshots(local).expect_err("the journal behind it is gone");
+    let error = open(dir.path())
+        .snapshots(local)
+        .expect_err("the journal behind it is gone");
     assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
 }
 
@@ -176,7 +218,9 @@ fn a_dropped_receiver_and_a_dropped_stage_leave_no_file() {
     receiver.write_chunk(0, &whole[..50_000]).expect("taken");
     drop(receiver);
     drop(receive(&snapshots, &whole).expect("whole"));
-    snapshots.build("m".into(), |_| Err(io::Error::other("no"))).expect_err("failed");
+    snapshots
+        .build("m".into(), |_| Err(io::Error::other("no")))
+        .expect_err("failed");
     let place = dir.path().join("snapshots/1");
     assert_eq!(fs::read_dir(place).expect("a directory").count(), 0);
 }
@@ -188,7 +232,10 @@ fn concurrent_writers_share_syncs() {
     let store = Store::open(dir.path(), &Config::default(), Arc::clone(&counters)).expect("opens");
     std::thread::scope(|scope| {
         for byte in 1..=8 {
-            let local = store.create_group(super::tests::new_group(byte)).expect("made").local;
+            let local = store
+                .create_group(super::tests::new_group(byte))
+                .expect("made")
+                .local;
             let journal = store.journal(local).expect("journal");
             scope.spawn(move || {
                 for index in 0..50 {

@@ -16,6 +16,7 @@ pub(super) enum Family {
 impl Family {
     pub(super) const ALL: [Self; 2] = [Self::Journal, Self::Meta];
 
+    #[cfg(feature = "rocksdb")]
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Journal => "journal",
@@ -104,7 +105,10 @@ impl Batch {
 
     /// Room for so many changes and bytes, to be filled without growing.
     pub(super) fn with_capacity(changes: usize, bytes: usize) -> Self {
-        Self { bytes: Vec::with_capacity(bytes), changes: Vec::with_capacity(changes) }
+        Self {
+            bytes: Vec::with_capacity(bytes),
+            changes: Vec::with_capacity(changes),
+        }
     }
 
     /// Puts the concatenated `parts`, sealed, under `key`.
@@ -114,7 +118,13 @@ impl Batch {
         let split = self.bytes.len();
         keys::seal(key, parts, &mut self.bytes);
         let end = self.bytes.len();
-        self.changes.push(Change { family, kind: Kind::Put, start, split, end });
+        self.changes.push(Change {
+            family,
+            kind: Kind::Put,
+            start,
+            split,
+            end,
+        });
     }
 
     pub(super) fn delete(&mut self, family: Family, key: &[u8]) {
@@ -139,6 +149,7 @@ impl Batch {
     }
 
     /// Bytes of all keys and values.
+    #[cfg(feature = "rocksdb")]
     pub(super) fn len(&self) -> usize {
         self.bytes.len()
     }
@@ -149,6 +160,12 @@ impl Batch {
         let split = self.bytes.len();
         self.bytes.extend_from_slice(second);
         let end = self.bytes.len();
-        self.changes.push(Change { family, kind, start, split, end });
+        self.changes.push(Change {
+            family,
+            kind,
+            start,
+            split,
+            end,
+        });
     }
 }

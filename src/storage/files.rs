@@ -57,7 +57,10 @@ impl Shelf for FileShelf {
             fs::create_dir_all(&dir)?;
             sync_directory(&self.root)?;
         }
-        Ok(Box::new(FilePlace { dir, parts: AtomicU64::new(0) }))
+        Ok(Box::new(FilePlace {
+            dir,
+            parts: AtomicU64::new(0),
+        }))
     }
 
     fn remove_group(&self, local: LocalGroup) -> io::Result<()> {
@@ -77,7 +80,9 @@ impl FilePlace {
         let mut numbers = Vec::new();
         for entry in fs::read_dir(&self.dir)? {
             let path = entry?.path();
-            let number = path.file_stem().and_then(|stem| stem.to_str()?.parse().ok());
+            let number = path
+                .file_stem()
+                .and_then(|stem| stem.to_str()?.parse().ok());
             match (number, path.extension().and_then(|it| it.to_str())) {
                 (Some(number), Some(SNAPSHOT)) => numbers.push(number),
                 // Left by a crash, and named by nothing.
@@ -91,18 +96,31 @@ impl FilePlace {
 
 impl Place for FilePlace {
     fn newest(&self) -> io::Result<Option<(u64, Body)>> {
-        let Some(number) = self.numbers()?.into_iter().max() else { return Ok(None) };
+        let Some(number) = self.numbers()?.into_iter().max() else {
+            return Ok(None);
+        };
         // A crash may have come between the rename and the sync of the directory.
         self.sync()?;
         self.remove_older(number)?;
-        Ok(Some((number, file_body(Arc::new(File::open(self.path(number))?))?)))
+        Ok(Some((
+            number,
+            file_body(Arc::new(File::open(self.path(number))?))?,
+        )))
     }
 
     fn start_aside(&self) -> io::Result<Box<dyn Aside>> {
         let part = self.parts.fetch_add(1, Ordering::Relaxed);
         let path = self.dir.join(format!("{part}.{PART}"));
-        let file = File::options().read(true).write(true).create_new(true).open(&path)?;
-        Ok(Box::new(FileAside { file: Arc::new(file), path, unsynced: 0 }))
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)?;
+        Ok(Box::new(FileAside {
+            file: Arc::new(file),
+            path,
+            unsynced: 0,
+        }))
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -113,7 +131,9 @@ impl Place for FilePlace {
         for entry in fs::read_dir(&self.dir)? {
             let path = entry?.path();
             let is_snapshot = path.extension().is_some_and(|it| it == SNAPSHOT);
-            let stem = path.file_stem().and_then(|stem| stem.to_str()?.parse::<u64>().ok());
+            let stem = path
+                .file_stem()
+                .and_then(|stem| stem.to_str()?.parse::<u64>().ok());
             if is_snapshot && stem.is_some_and(|it| it < number) {
                 fs::remove_file(&path)?;
             }
@@ -159,7 +179,8 @@ impl Drop for FileAside {
     fn drop(&mut self) {
         match fs::remove_file(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(%error, path = %self.path.display(), "cannot remove; the next open does");
+                let path = self.path.display();
+                tracing::warn!(%error, %path, "cannot remove; the next open does");
             }
             _ => {}
         }
@@ -181,7 +202,11 @@ impl ReadAt for File {
 /// Makes creations, renames and removals in a directory survive a power cut.
 pub(super) fn sync_directory(dir: &Path) -> io::Result<()> {
     // Windows neither needs nor allows it.
-    if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
+    if cfg!(unix) {
+        File::open(dir)?.sync_all()
+    } else {
+        Ok(())
+    }
 }
 
 fn snapshot_path(dir: &Path, number: u64) -> PathBuf {

@@ -10,7 +10,6 @@
 
 use std::{
     fmt, io,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -59,23 +58,32 @@ struct Shared {
 
 impl Flusher {
     /// For an engine that is worth syncing.
+    #[cfg(any(test, feature = "rocksdb"))]
     pub(super) fn start(
         engine: Arc<dyn Engine>,
         space: Space,
         counters: Arc<Counters>,
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared::new(engine, space, counters));
-        let thread = std::thread::Builder::new().name("quorate-flush".into()).spawn({
-            let shared = Arc::clone(&shared);
-            move || run(&shared)
-        })?;
-        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
+        let thread = std::thread::Builder::new()
+            .name("quorate-flush".into())
+            .spawn({
+                let shared = Arc::clone(&shared);
+                move || run(&shared)
+            })?;
+        Ok(Self {
+            shared,
+            thread: Mutex::new(Some(thread)),
+        })
     }
 
     /// For an engine that forgets: callbacks run at once, without a hop to a thread.
     pub(super) fn without_thread(engine: Arc<dyn Engine>, counters: Arc<Counters>) -> Self {
         let shared = Arc::new(Shared::new(engine, Space::unlimited(), counters));
-        Self { shared, thread: Mutex::new(None) }
+        Self {
+            shared,
+            thread: Mutex::new(None),
+        }
     }
 
     /// Writes a batch that takes room: refused below the reserve of free space. Readable on
@@ -95,13 +103,17 @@ impl Flusher {
     /// Waits for room if the queue is full. If this fails, `done` is not called.
     pub(super) fn when_synced(&self, done: Synced) -> io::Result<()> {
         if !self.shared.engine.is_durable() {
-            self.check()?;
-            done(Ok(()));
+            self.check_open()?;
+            done(self.shared.sync(1).map_err(|cause| failed(&cause)));
             return Ok(());
         }
         let mut queue = self.shared.queue();
         while queue.len() >= WAITING_MAX && !self.shared.is_closed() {
-            queue = self.shared.room.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue = self
+                .shared
+                .room
+                .wait(queue)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         if self.shared.is_closed() {
             return Err(closed());
@@ -151,7 +163,7 @@ impl Flusher {
 
     /// Stops all writing for good.
     pub(super) fn poison(&self, cause: Cause) -> io::Error {
-        self.shared.poison(cause)
+        failed(&self.shared.poison(cause))
     }
 
     pub(super) fn failed(&self) -> watch::Receiver<Option<Cause>> {
@@ -167,7 +179,11 @@ impl Flusher {
         }
         self.shared.work.notify_all();
         self.shared.room.notify_all();
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         // Whoever drops the last handle inside a callback must not wait for himself.
         if let Some(thread) = thread.filter(|it| it.thread().id() != std::thread::current().id()) {
             // It catches the panics of callbacks and has none of its own.
@@ -184,13 +200,21 @@ impl Flusher {
     }
 
     fn check_open(&self) -> io::Result<()> {
-        if self.shared.is_closed() { Err(closed()) } else { Ok(()) }
+        if self.shared.is_closed() {
+            Err(closed())
+        } else {
+            Ok(())
+        }
     }
 
     fn engine_result<T>(&self, result: io::Result<T>) -> io::Result<T> {
         result.map_err(|error| {
             // A call that lost the race with `close` met a closed engine; that is no failure.
-            if self.shared.is_closed() { closed() } else { self.shared.poison(Cause::new(error)) }
+            if self.shared.is_closed() {
+                closed()
+            } else {
+                failed(&self.shared.poison(Cause::new(error)))
+            }
         })
     }
 }
@@ -225,6 +249,7 @@ impl Shared {
     }
 
     /// Waits for work and takes all of it; false once the queue is closed and empty.
+    #[cfg(any(test, feature = "rocksdb"))]
     fn take(&self, taken: &mut Vec<Synced>) -> bool {
         let mut queue = self.queue();
         loop {
@@ -240,44 +265,50 @@ impl Shared {
             if self.is_closed() {
                 return false;
             }
-            queue = self.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue = self
+                .work
+                .wait(queue)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    fn sync(&self) -> io::Result<()> {
+    fn sync(&self, waiting: u64) -> Result<(), Cause> {
         if let Some(cause) = self.failed.get() {
-            return Err(failed(cause));
+            return Err(cause.clone());
         }
         fail::fail_point!("flusher::before_sync");
-        let result = self.engine.sync().map_err(|error| self.poison(Cause::new(error)));
+        let result = self
+            .engine
+            .sync()
+            .map_err(|error| self.poison(Cause::new(error)));
         fail::fail_point!("flusher::after_sync");
+        if self.engine.is_durable() {
+            self.counters.syncs.add(1);
+            self.counters.synced_writes.add(waiting);
+        }
         result
     }
 
-    /// The first cause stays; returns the error that tells it.
-    fn poison(&self, cause: Cause) -> io::Error {
+    /// The first cause stays, and is returned.
+    fn poison(&self, cause: Cause) -> Cause {
         if self.failed.set(cause.clone()).is_ok() {
             tracing::error!(%cause, "the store has failed; nothing more is written");
             self.failure.send_replace(Some(cause.clone()));
         }
-        failed(self.failed.get().unwrap_or(&cause))
+        self.failed.get().cloned().unwrap_or(cause)
     }
 }
 
+#[cfg(any(test, feature = "rocksdb"))]
 fn run(shared: &Shared) {
     let mut taken: Vec<Synced> = Vec::new();
     while shared.take(&mut taken) {
-        let result = shared.sync();
-        shared.counters.syncs.add(1);
-        shared.counters.synced_writes.add(taken.len() as u64);
+        let result = shared.sync(taken.len() as u64);
         for done in taken.drain(..) {
-            let told = match (&result, shared.failed.get()) {
-                (Ok(()), _) => Ok(()),
-                (Err(_), Some(cause)) => Err(failed(cause)),
-                (Err(error), None) => Err(io::Error::new(error.kind(), error.to_string())),
-            };
+            let told = result.as_ref().map_err(failed).copied();
             // One caller's panic must not silence all others.
-            if catch_unwind(AssertUnwindSafe(move || done(told))).is_err() {
+            let call = std::panic::AssertUnwindSafe(move || done(told));
+            if std::panic::catch_unwind(call).is_err() {
                 tracing::error!("a callback of the flusher panicked");
             }
         }
@@ -301,6 +332,8 @@ fn closed() -> io::Error {
 
 impl fmt::Debug for Flusher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Flusher").field("failed", &self.shared.failed).finish_non_exhaustive()
+        f.debug_struct("Flusher")
+            .field("failed", &self.shared.failed)
+            .finish_non_exhaustive()
     }
 }

@@ -21,10 +21,6 @@ impl LocalGroup {
     pub(super) const fn number(self) -> u64 {
         self.0
     }
-
-    pub(super) const fn from_number(number: u64) -> Self {
-        Self(number)
-    }
 }
 
 impl fmt::Display for LocalGroup {
@@ -105,12 +101,28 @@ impl Store {
         }
         let next_key = keys::meta(NODE, Tag::NextLocal);
         let number = body(flusher, &next_key)?.map_or(Ok(1), |body| number(&next_key, &body))?;
-        let NewGroup { id, name, founder, member, genesis } = new;
-        let record =
-            GroupRecord { local: LocalGroup(number), id, name, founder, member, genesis };
+        let NewGroup {
+            id,
+            name,
+            founder,
+            member,
+            genesis,
+        } = new;
+        let record = GroupRecord {
+            local: LocalGroup(number),
+            id,
+            name,
+            founder,
+            member,
+            genesis,
+        };
         let mut batch = Batch::new();
         batch.put(Family::Meta, &next_key, &[&(number + 1).to_be_bytes()]);
-        batch.put(Family::Meta, &keys::group_of_id(&id), &[&number.to_be_bytes()]);
+        batch.put(
+            Family::Meta,
+            &keys::group_of_id(&id),
+            &[&number.to_be_bytes()],
+        );
         put_record(&mut batch, &record)?;
         fail::fail_point!("group::create::before_write");
         flusher.write(&batch)?;
@@ -154,7 +166,11 @@ impl Store {
         let flusher = self.flusher();
         group_record(flusher, local)?;
         let mut batch = Batch::new();
-        batch.put(Family::Meta, &keys::meta(local.number(), Tag::Removing), &[]);
+        batch.put(
+            Family::Meta,
+            &keys::meta(local.number(), Tag::Removing),
+            &[],
+        );
         fail::fail_point!("group::remove::before_mark");
         flusher.write_freeing(&batch)?;
         flusher.sync()?;
@@ -164,6 +180,7 @@ impl Store {
     }
 
     /// Carries on with what a crash interrupted.
+    #[cfg(feature = "rocksdb")]
     pub(super) fn finish_removals(&self) -> io::Result<()> {
         let _changing = self.changing_groups();
         for local in numbers(self.flusher())? {
@@ -182,7 +199,11 @@ impl Store {
         self.shelf().remove_group(local)?;
         fail::fail_point!("group::remove::after_snapshots");
         let mut data = Batch::new();
-        data.delete_range(Family::Journal, &keys::journal(group, 0), &keys::journal_end(group));
+        data.delete_range(
+            Family::Journal,
+            &keys::journal(group, 0),
+            &keys::journal_end(group),
+        );
         flusher.write_freeing(&data)?;
         flusher.sync()?;
         fail::fail_point!("group::remove::after_journal");
@@ -204,7 +225,11 @@ impl Store {
         // Not behind a removal: it would leave a record of a group that is gone.
         expect_group(self.flusher(), local)?;
         let mut batch = Batch::new();
-        batch.put(Family::Meta, &keys::meta(local.number(), Tag::Roster), &[roster]);
+        batch.put(
+            Family::Meta,
+            &keys::meta(local.number(), Tag::Roster),
+            &[roster],
+        );
         self.flusher().write(&batch)
     }
 
@@ -223,19 +248,34 @@ fn numbers(flusher: &Flusher) -> io::Result<Vec<LocalGroup>> {
     let (from, to) = keys::group_of_id_range();
     let mut numbers = Vec::new();
     let mut broken = Ok(());
-    flusher.scan(Family::Meta, &from, &to, Order::Ascending, &mut |key, value| {
-        match keys::unseal(key, value).ok_or_else(|| damaged(key)).and_then(|it| number(key, it)) {
-            Ok(number) => numbers.push(LocalGroup(number)),
-            Err(error) => broken = Err(error),
-        }
-        if broken.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-    })?;
+    flusher.scan(
+        Family::Meta,
+        &from,
+        &to,
+        Order::Ascending,
+        &mut |key, value| {
+            match keys::unseal(key, value)
+                .ok_or_else(|| damaged(key))
+                .and_then(|it| number(key, it))
+            {
+                Ok(number) => numbers.push(LocalGroup(number)),
+                Err(error) => broken = Err(error),
+            }
+            if broken.is_ok() {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        },
+    )?;
     broken.map(|()| numbers)
 }
 
 fn number_of(flusher: &Flusher, id: &GroupId) -> io::Result<Option<LocalGroup>> {
     let key = keys::group_of_id(id);
-    body(flusher, &key)?.map(|body| number(&key, &body).map(LocalGroup)).transpose()
+    body(flusher, &key)?
+        .map(|body| number(&key, &body).map(LocalGroup))
+        .transpose()
 }
 
 fn is_removing(flusher: &Flusher, local: LocalGroup) -> io::Result<bool> {
@@ -255,8 +295,13 @@ fn group_record(flusher: &Flusher, local: LocalGroup) -> io::Result<GroupRecord>
     let Some(body) = body(flusher, &key)? else {
         return Err(missing(local));
     };
-    let StoredGroup { id, name, founder, member, genesis } =
-        postcard::from_bytes(&body).map_err(|_| damaged(&key))?;
+    let StoredGroup {
+        id,
+        name,
+        founder,
+        member,
+        genesis,
+    } = postcard::from_bytes(&body).map_err(|_| damaged(&key))?;
     Ok(GroupRecord {
         local,
         id: GroupId::from_bytes(id),
@@ -276,7 +321,11 @@ fn put_record(batch: &mut Batch, record: &GroupRecord) -> io::Result<()> {
         genesis: record.genesis,
     };
     let body = postcard::to_stdvec(&stored).map_err(io::Error::other)?;
-    batch.put(Family::Meta, &keys::meta(record.local.number(), Tag::Group), &[&body]);
+    batch.put(
+        Family::Meta,
+        &keys::meta(record.local.number(), Tag::Group),
+        &[&body],
+    );
     Ok(())
 }
 
@@ -284,18 +333,23 @@ fn put_record(batch: &mut Batch, record: &GroupRecord) -> io::Result<()> {
 pub(super) fn body(flusher: &Flusher, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
     match flusher.value(Family::Meta, key)? {
         None => Ok(None),
-        Some(value) => {
-            keys::unseal(key, &value).map(|body| Some(body.to_vec())).ok_or_else(|| damaged(key))
-        }
+        Some(value) => keys::unseal(key, &value)
+            .map(|body| Some(body.to_vec()))
+            .ok_or_else(|| damaged(key)),
     }
 }
 
 fn number(key: &[u8], body: &[u8]) -> io::Result<u64> {
-    body.try_into().map(u64::from_be_bytes).map_err(|_| damaged(key))
+    body.try_into()
+        .map(u64::from_be_bytes)
+        .map_err(|_| damaged(key))
 }
 
 fn missing(local: LocalGroup) -> io::Error {
-    io::Error::new(io::ErrorKind::NotFound, format!("this node holds no group {local}"))
+    io::Error::new(
+        io::ErrorKind::NotFound,
+        format!("this node holds no group {local}"),
+    )
 }
 
 fn damaged(key: &[u8]) -> io::Error {

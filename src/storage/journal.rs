@@ -93,15 +93,22 @@ impl Journal {
                     .ok_or_else(|| damaged(local, format_args!("its {tag:?} record"))),
             }
         };
-        let notes = Notes { vote: note(Tag::Vote)?, committed: note(Tag::Committed)? };
+        let notes = Notes {
+            vote: note(Tag::Vote)?,
+            committed: note(Tag::Committed)?,
+        };
         let purged = match note(Tag::Purged)? {
             None => None,
-            Some(body) => Some(
-                Point::decode(&body).ok_or_else(|| damaged(local, "its purged point"))?,
-            ),
+            Some(body) => {
+                Some(Point::decode(&body).ok_or_else(|| damaged(local, "its purged point"))?)
+            }
         };
         let held = find_held(local, &flusher, purged)?;
-        let bounds = Bounds { purged, held, ..Bounds::default() };
+        let bounds = Bounds {
+            purged,
+            held,
+            ..Bounds::default()
+        };
         let inner = Inner {
             local,
             flusher,
@@ -111,7 +118,9 @@ impl Journal {
             notes: RwLock::new(notes),
             removed: AtomicBool::new(false),
         };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
     }
 
     /// Writes the records in one batch: readable on return, durable when `done` is told so.
@@ -133,8 +142,10 @@ impl Journal {
         let next = bounds.end().map_or(first.index, |last| last.index + 1);
         let mut bytes = bounds.end().map_or(0, |last| last.bytes);
         let start = bytes;
-        let room: usize =
-            records.iter().map(|r| keys::RECORD_OVERHEAD_BYTES + r.payload.len()).sum();
+        let room: usize = records
+            .iter()
+            .map(|r| keys::RECORD_OVERHEAD_BYTES + r.payload.len())
+            .sum();
         let mut batch = Batch::with_capacity(records.len(), room);
         let mut last = None;
         for (expected, record) in (next..).zip(records) {
@@ -142,10 +153,18 @@ impl Journal {
                 return Err(inner.misplaced(record.index, expected));
             }
             bytes += body_bytes(&record.payload);
-            let head = RecordHead { term: record.term, bytes, kind: record.kind };
+            let head = RecordHead {
+                term: record.term,
+                bytes,
+                kind: record.kind,
+            };
             let key = keys::journal(inner.local.number(), record.index);
             batch.put(Family::Journal, &key, &[&head.encode(), &record.payload]);
-            last = Some(Point { term: record.term, index: record.index, bytes });
+            last = Some(Point {
+                term: record.term,
+                index: record.index,
+                bytes,
+            });
         }
         fail::fail_point!("journal::append::before_write");
         inner.flusher.write(&batch)?;
@@ -180,12 +199,18 @@ impl Journal {
 
     /// Term and index of the last record, or of the purged point if none is held.
     pub(crate) fn last(&self) -> Option<(u64, u64)> {
-        self.inner.bounds().end().map(|point| (point.term, point.index))
+        self.inner
+            .bounds()
+            .end()
+            .map(|point| (point.term, point.index))
     }
 
     /// Term and index up to which the journal was purged.
     pub(crate) fn purged(&self) -> Option<(u64, u64)> {
-        self.inner.bounds().purged.map(|point| (point.term, point.index))
+        self.inner
+            .bounds()
+            .purged
+            .map(|point| (point.term, point.index))
     }
 
     /// Deletes the records from `index` on. Not synced: losing it brings back records that nobody
@@ -197,7 +222,9 @@ impl Journal {
         let inner = &*self.inner;
         let _writer = inner.writer()?;
         let bounds = *inner.bounds();
-        let Some((first, last)) = bounds.held else { return Ok(()) };
+        let Some((first, last)) = bounds.held else {
+            return Ok(());
+        };
         let from = index.max(first);
         if from > last.index {
             return Ok(());
@@ -232,8 +259,11 @@ impl Journal {
             return Ok(());
         }
         let mut batch = Batch::new();
-        let mut purged =
-            Point { term, index, bytes: bounds.purged.map_or(0, |purged| purged.bytes) };
+        let mut purged = Point {
+            term,
+            index,
+            bytes: bounds.purged.map_or(0, |purged| purged.bytes),
+        };
         let mut held = bounds.held;
         if let Some((first, last)) = bounds.held.filter(|(first, _)| *first <= index) {
             inner.delete(&mut batch, first..last.index.min(index) + 1);
@@ -265,7 +295,11 @@ impl Journal {
         let inner = &*self.inner;
         let writer = inner.writer()?;
         let mut batch = Batch::new();
-        batch.put(Family::Meta, &keys::meta(inner.local.number(), Tag::Vote), &[&vote]);
+        batch.put(
+            Family::Meta,
+            &keys::meta(inner.local.number(), Tag::Vote),
+            &[&vote],
+        );
         fail::fail_point!("journal::vote::before_write");
         inner.flusher.write(&batch)?;
         fail::fail_point!("journal::vote::after_write");
@@ -287,7 +321,11 @@ impl Journal {
         let inner = &*self.inner;
         let _writer = inner.writer()?;
         let mut batch = Batch::new();
-        batch.put(Family::Meta, &keys::meta(inner.local.number(), Tag::Committed), &[&committed]);
+        batch.put(
+            Family::Meta,
+            &keys::meta(inner.local.number(), Tag::Committed),
+            &[&committed],
+        );
         inner.flusher.write(&batch)?;
         inner.notes_mut().committed = Some(committed);
         Ok(())
@@ -302,7 +340,9 @@ impl Journal {
     pub(crate) fn bytes_since(&self, index: u64) -> u64 {
         let inner = &*self.inner;
         let bounds = *inner.bounds();
-        let Some((first, last)) = bounds.held else { return 0 };
+        let Some((first, last)) = bounds.held else {
+            return 0;
+        };
         if index >= last.index {
             return 0;
         }
@@ -314,7 +354,9 @@ impl Journal {
             return last.bytes.saturating_sub(marked.bytes);
         }
         // A reader that raced with a cut finds nothing here; the next question answers it.
-        let Ok(point) = inner.point(index) else { return all };
+        let Ok(point) = inner.point(index) else {
+            return all;
+        };
         let mut now = inner.bounds_mut();
         if now.generation == bounds.generation {
             now.marked = Some(point);
@@ -325,7 +367,11 @@ impl Journal {
     /// The group is gone: whoever still holds a handle writes no more.
     pub(super) fn mark_removed(&self) {
         // With the lock: a write that began before is made before the data is deleted.
-        let _writer = self.inner.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let _writer = self
+            .inner
+            .writer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         self.inner.removed.store(true, Ordering::Release);
     }
 }
@@ -362,7 +408,9 @@ impl Inner {
         range: &Range<u64>,
         bytes_max: usize,
     ) -> io::Result<Vec<Record>> {
-        let Some((first, last)) = bounds.held else { return Ok(Vec::new()) };
+        let Some((first, last)) = bounds.held else {
+            return Ok(Vec::new());
+        };
         let start = range.start.max(first);
         let end = range.end.min(last.index + 1);
         let mut records = Vec::new();
@@ -375,29 +423,35 @@ impl Inner {
         let mut broken = None;
         let from = keys::journal(self.local.number(), start);
         let to = keys::journal(self.local.number(), end);
-        self.flusher.scan(Family::Journal, &from, &to, Order::Ascending, &mut |key, value| {
-            if keys::journal_index(key) != Some(expected) {
-                return ControlFlow::Break(());
-            }
-            let Some((head, payload)) = keys::unseal(key, value).and_then(RecordHead::decode)
-            else {
-                broken = Some(damaged(self.local, format_args!("record {expected}")));
-                return ControlFlow::Break(());
-            };
-            bytes += payload.len();
-            full = bytes > bytes_max && !records.is_empty();
-            if full {
-                return ControlFlow::Break(());
-            }
-            records.push(Record {
-                index: expected,
-                term: head.term,
-                kind: head.kind,
-                payload: Bytes::copy_from_slice(payload),
-            });
-            expected += 1;
-            ControlFlow::Continue(())
-        })?;
+        self.flusher.scan(
+            Family::Journal,
+            &from,
+            &to,
+            Order::Ascending,
+            &mut |key, value| {
+                if keys::journal_index(key) != Some(expected) {
+                    return ControlFlow::Break(());
+                }
+                let Some((head, payload)) = keys::unseal(key, value).and_then(RecordHead::decode)
+                else {
+                    broken = Some(damaged(self.local, format_args!("record {expected}")));
+                    return ControlFlow::Break(());
+                };
+                bytes += payload.len();
+                full = bytes > bytes_max && !records.is_empty();
+                if full {
+                    return ControlFlow::Break(());
+                }
+                records.push(Record {
+                    index: expected,
+                    term: head.term,
+                    kind: head.kind,
+                    payload: Bytes::copy_from_slice(payload),
+                });
+                expected += 1;
+                ControlFlow::Continue(())
+            },
+        )?;
         match broken {
             Some(error) => Err(error),
             None if !full && expected != end => Err(hole(self.local, expected)),
@@ -415,7 +469,11 @@ impl Inner {
         let (head, _) = keys::unseal(&key, &value)
             .and_then(RecordHead::decode)
             .ok_or_else(|| damaged(self.local, format_args!("record {index}")))?;
-        Ok(Point { term: head.term, index, bytes: head.bytes })
+        Ok(Point {
+            term: head.term,
+            index,
+            bytes: head.bytes,
+        })
     }
 
     fn delete(&self, batch: &mut Batch, range: Range<u64>) {
@@ -425,7 +483,10 @@ impl Inner {
                 batch.delete(Family::Journal, &keys::journal(group, index));
             }
         } else {
-            let (from, to) = (keys::journal(group, range.start), keys::journal(group, range.end));
+            let (from, to) = (
+                keys::journal(group, range.start),
+                keys::journal(group, range.end),
+            );
             batch.delete_range(Family::Journal, &from, &to);
         }
     }
@@ -471,15 +532,23 @@ fn find_held(
         flusher.scan(Family::Journal, &from, &to, order, &mut |key, value| {
             let index = keys::journal_index(key).unwrap_or_default();
             let record = keys::unseal(key, value).and_then(RecordHead::decode);
-            found = Some((index, record.map(|(head, payload)| (head, body_bytes(payload)))));
+            found = Some((
+                index,
+                record.map(|(head, payload)| (head, body_bytes(payload))),
+            ));
             ControlFlow::Break(())
         })?;
         match found {
             None => Ok(None),
             Some((index, None)) => Err(damaged(local, format_args!("record {index}"))),
-            Some((index, Some((head, own)))) => {
-                Ok(Some((Point { term: head.term, index, bytes: head.bytes }, own)))
-            }
+            Some((index, Some((head, own)))) => Ok(Some((
+                Point {
+                    term: head.term,
+                    index,
+                    bytes: head.bytes,
+                },
+                own,
+            ))),
         }
     };
     let (Some((first, own)), Some((last, _))) = (seek(Order::Ascending)?, seek(Order::Descending)?)
@@ -489,8 +558,9 @@ fn find_held(
     let expected = purged.map_or(first.index, |purged| purged.index + 1);
     let bytes_before = purged.map_or(0, |purged| purged.bytes);
     if first.index != expected || bytes_before.checked_add(own) != Some(first.bytes) {
-        let text =
-            format!("the journal of group {local} is damaged: what came before {first:?} is missing");
+        let text = format!(
+            "the journal of group {local} is damaged: what came before {first:?} is missing"
+        );
         return Err(io::Error::new(io::ErrorKind::InvalidData, text));
     }
     if last.index < first.index || last.bytes < first.bytes {

@@ -2,18 +2,18 @@
 //!
 //! All numbers are big-endian, so keys sort as numbers do.
 //!
-//! | family  | key                                   | body of the value                              |
-//! |---------|---------------------------------------|------------------------------------------------|
-//! | journal | `group u64` `index u64`               | `term u64` `bytes u64` `kind u8` payload       |
-//! | meta    | `group u64` `'g'`                     | [`StoredGroup`] in postcard                    |
-//! | meta    | `group u64` `'v'`                     | the vote, opaque                               |
-//! | meta    | `group u64` `'c'`                     | the committed position, opaque; a hint         |
-//! | meta    | `group u64` `'p'`                     | purged: `term u64` `index u64` `bytes u64`     |
-//! | meta    | `group u64` `'r'`                     | the roster, opaque; a hint                     |
-//! | meta    | `group u64` `'x'`                     | empty: the group is being removed              |
-//! | meta    | `0 u64` `'l'`                         | `u64`: the local number of the next new group  |
-//! | meta    | `0 u64` `'n'`                         | the node's record, opaque                      |
-//! | meta    | `0 u64` `'i'` `GroupId 32 bytes`      | `u64`: the group's local number                |
+//! | family  | key                              | body of the value                             |
+//! |---------|----------------------------------|-----------------------------------------------|
+//! | journal | `group u64` `index u64`          | `term u64` `bytes u64` `kind u8` payload      |
+//! | meta    | `group u64` `'g'`                | [`StoredGroup`] in postcard                   |
+//! | meta    | `group u64` `'v'`                | the vote, opaque                              |
+//! | meta    | `group u64` `'c'`                | the committed position, opaque; a hint        |
+//! | meta    | `group u64` `'p'`                | purged: `term u64` `index u64` `bytes u64`    |
+//! | meta    | `group u64` `'r'`                | the roster, opaque; a hint                    |
+//! | meta    | `group u64` `'x'`                | empty: the group is being removed             |
+//! | meta    | `0 u64` `'l'`                    | `u64`: the local number of the next new group |
+//! | meta    | `0 u64` `'n'`                    | the node's record, opaque                     |
+//! | meta    | `0 u64` `'i'` `GroupId 32 bytes` | `u64`: the group's local number               |
 //!
 //! `bytes` counts the record bodies of the journal from its beginning, this one included, so the
 //! size of any stretch is one subtraction.
@@ -34,6 +34,7 @@ use serde::{Deserialize, Serialize};
 use crate::identity::{Genesis, GroupId};
 
 /// The format that this code writes; anything newer is refused at open.
+#[cfg(feature = "rocksdb")]
 pub(super) const FORMAT: u32 = 1;
 
 /// Stands where a group's number would: what belongs to the node. Groups count from 1.
@@ -160,8 +161,11 @@ impl RecordHead {
         let (term, rest) = body.split_first_chunk::<8>()?;
         let (bytes, rest) = rest.split_first_chunk::<8>()?;
         let (&kind, payload) = rest.split_first()?;
-        let head =
-            Self { term: u64::from_be_bytes(*term), bytes: u64::from_be_bytes(*bytes), kind };
+        let head = Self {
+            term: u64::from_be_bytes(*term),
+            bytes: u64::from_be_bytes(*bytes),
+            kind,
+        };
         Some((head, payload))
     }
 }
@@ -226,16 +230,26 @@ mod tests {
 
     #[test]
     fn the_bytes_of_format_1_stay_as_they_are() {
-        let head = RecordHead { term: 2, bytes: 3, kind: 4 };
+        let head = RecordHead {
+            term: 2,
+            bytes: 3,
+            kind: 4,
+        };
         let mut value = Vec::new();
         seal(&journal(1, 5), &[&head.encode(), b"hi"], &mut value);
         assert_eq!(
             data_encoding::HEXLOWER.encode(&value),
-            "FIXTURE0000000000000002000000000000000304\
-             6869"
+            "430adbcb00000000000000020000000000000003046869"
         );
-        let point = Point { term: 1, index: 2, bytes: 3 };
+        let point = Point {
+            term: 1,
+            index: 2,
+            bytes: 3,
+        };
         assert_eq!(Point::decode(&point.encode()), Some(point));
-        assert_eq!(RecordHead::decode(&value[4..]), Some((head, b"hi".as_slice())));
+        assert_eq!(
+            RecordHead::decode(&value[4..]),
+            Some((head, b"hi".as_slice()))
+        );
     }
 }

@@ -27,15 +27,23 @@ impl Memory {
 impl Memory {
     /// Damages a value, as a disk might.
     pub(super) fn flip_bit(&self, family: Family, key: &[u8], bit: usize) {
-        let mut families = self.families.write().unwrap_or_else(PoisonError::into_inner);
-        let value = families[family as usize].get_mut(key).expect("there is such a value");
+        let mut families = self
+            .families
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        let value = families[family as usize]
+            .get_mut(key)
+            .expect("there is such a value");
         value[bit / 8] ^= 1 << (bit % 8);
     }
 }
 
 impl Engine for Memory {
     fn write(&self, batch: &Batch) -> io::Result<()> {
-        let mut families = self.families.write().unwrap_or_else(PoisonError::into_inner);
+        let mut families = self
+            .families
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         for (family, write) in batch.iter() {
             let map = &mut families[family as usize];
             match write {
@@ -83,7 +91,9 @@ impl Engine for Memory {
                 Order::Ascending => range.next(),
                 Order::Descending => range.next_back(),
             };
-            let Some((key, value)) = next else { return Ok(()) };
+            let Some((key, value)) = next else {
+                return Ok(());
+            };
             if let ControlFlow::Break(()) = visit(key, value) {
                 return Ok(());
             }

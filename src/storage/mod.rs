@@ -57,12 +57,6 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::watch;
 
-pub(crate) use self::{
-    flusher::Synced,
-    groups::{GroupRecord, LocalGroup, NewGroup},
-    journal::{Journal, Record},
-    snapshots::{SnapshotReceiver, Snapshots, StagedSnapshot, StoredSnapshot},
-};
 use self::{
     engine::{Batch, Engine, Family},
     flusher::Flusher,
@@ -70,9 +64,16 @@ use self::{
     memory::Memory,
     shelf::{MemoryShelf, Shelf},
 };
+pub(crate) use self::{
+    flusher::Synced,
+    groups::{GroupRecord, LocalGroup, NewGroup},
+    journal::{Journal, Record},
+    snapshots::{SnapshotReceiver, Snapshots, StagedSnapshot, StoredSnapshot},
+};
 use crate::{error::Cause, metrics::Counters};
 
-/// A handle to the node's store; all handles share one.
+/// A handle to the node's store; all handles share one. With the last one the store closes, also
+/// for journals and snapshots that are still held.
 #[derive(Clone)]
 pub(crate) struct Store {
     inner: Arc<Inner>,
@@ -106,8 +107,17 @@ impl Store {
         if self.inner.engine.is_durable() {
             return None;
         }
-        let Inner { engine, shelf, counters, .. } = &*self.inner;
-        Some(Self::over_memory(Arc::clone(engine), Arc::clone(shelf), Arc::clone(counters)))
+        let Inner {
+            engine,
+            shelf,
+            counters,
+            ..
+        } = &*self.inner;
+        Some(Self::over_memory(
+            Arc::clone(engine),
+            Arc::clone(shelf),
+            Arc::clone(counters),
+        ))
     }
 
     /// Something once the store has failed, for good: no group may go on.
@@ -183,7 +193,11 @@ impl Store {
         self.inner.close();
     }
 
-    fn over_memory(engine: Arc<dyn Engine>, shelf: Arc<dyn Shelf>, counters: Arc<Counters>) -> Self {
+    fn over_memory(
+        engine: Arc<dyn Engine>,
+        shelf: Arc<dyn Shelf>,
+        counters: Arc<Counters>,
+    ) -> Self {
         let flusher = Flusher::without_thread(Arc::clone(&engine), Arc::clone(&counters));
         Self::over(engine, Arc::new(flusher), shelf, counters)
     }
@@ -205,7 +219,9 @@ impl Store {
             #[cfg(feature = "rocksdb")]
             lock: Mutex::default(),
         };
-        Self { inner: Arc::new(inner) }
+        Self {
+            inner: Arc::new(inner),
+        }
     }
 
     fn flusher(&self) -> &Flusher {
@@ -251,7 +267,9 @@ impl Drop for Inner {
 
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Store").field("flusher", &self.inner.flusher).finish_non_exhaustive()
+        f.debug_struct("Store")
+            .field("flusher", &self.inner.flusher)
+            .finish_non_exhaustive()
     }
 }
 
@@ -263,6 +281,10 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Why a store does not open.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
+#[cfg_attr(
+    not(feature = "rocksdb"),
+    expect(dead_code, reason = "only a directory is opened")
+)]
 pub(crate) enum OpenError {
     /// Another process (or another node in this one) has it open.
     #[error("{dir} is in use by another node; one directory serves one node at a time")]

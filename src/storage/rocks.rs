@@ -39,11 +39,12 @@ pub(super) struct Rocks {
 
 impl Rocks {
     pub(super) fn open(dir: &Path) -> Result<Self, OpenError> {
-        let families = Family::ALL.map(|family| {
-            ColumnFamilyDescriptor::new(family.name(), family_options(family))
-        });
+        let families = Family::ALL
+            .map(|family| ColumnFamilyDescriptor::new(family.name(), family_options(family)));
         match DB::open_cf_descriptors(&database_options(), dir, families) {
-            Ok(db) => Ok(Self { db: RwLock::new(Some(db)) }),
+            Ok(db) => Ok(Self {
+                db: RwLock::new(Some(db)),
+            }),
             Err(error) if error.kind() == ErrorKind::Corruption => {
                 Err(OpenError::Corrupt(format!("{}: {error}", dir.display())))
             }
@@ -51,13 +52,12 @@ impl Rocks {
         }
     }
 
-    fn with<T>(
-        &self,
-        use_it: impl FnOnce(&DB) -> Result<T, rocksdb::Error>,
-    ) -> io::Result<T> {
+    fn with<T>(&self, use_it: impl FnOnce(&DB) -> Result<T, rocksdb::Error>) -> io::Result<T> {
         let db: RwLockReadGuard<'_, Option<DB>> =
             self.db.read().unwrap_or_else(PoisonError::into_inner);
-        let db = db.as_ref().ok_or_else(|| io::Error::other("the database is closed"))?;
+        let db = db
+            .as_ref()
+            .ok_or_else(|| io::Error::other("the database is closed"))?;
         use_it(db).map_err(io_error)
     }
 }
@@ -121,7 +121,11 @@ impl Engine for Rocks {
     }
 
     fn close(&self) {
-        let db = self.db.write().unwrap_or_else(PoisonError::into_inner).take();
+        let db = self
+            .db
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(db) = db {
             db.cancel_all_background_work(true);
         }
@@ -184,7 +188,8 @@ fn family_options(family: Family) -> Options {
 
 /// Every family is named when the database is opened, so it is there as long as the database is.
 fn column(db: &DB, family: Family) -> &ColumnFamily {
-    db.cf_handle(family.name()).expect("all families are opened with the database")
+    db.cf_handle(family.name())
+        .expect("all families are opened with the database")
 }
 
 fn io_error(error: rocksdb::Error) -> io::Error {

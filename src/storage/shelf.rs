@@ -103,7 +103,10 @@ struct MemoryAside {
 
 impl Shelf for MemoryShelf {
     fn place(&self, local: LocalGroup) -> io::Result<Box<dyn Place>> {
-        Ok(Box::new(MemoryPlace { kept: Arc::clone(&self.kept), local }))
+        Ok(Box::new(MemoryPlace {
+            kept: Arc::clone(&self.kept),
+            local,
+        }))
     }
 
     fn remove_group(&self, local: LocalGroup) -> io::Result<()> {
@@ -115,12 +118,18 @@ impl Shelf for MemoryShelf {
 impl Place for MemoryPlace {
     fn newest(&self) -> io::Result<Option<(u64, Body)>> {
         let kept = locked(&self.kept);
-        Ok(kept.get(&self.local).map(|(number, bytes)| (*number, memory_body(bytes.clone()))))
+        Ok(kept
+            .get(&self.local)
+            .map(|(number, bytes)| (*number, memory_body(bytes.clone()))))
     }
 
     fn start_aside(&self) -> io::Result<Box<dyn Aside>> {
         let kept = Arc::clone(&self.kept);
-        Ok(Box::new(MemoryAside { kept, local: self.local, written: Vec::new() }))
+        Ok(Box::new(MemoryAside {
+            kept,
+            local: self.local,
+            written: Vec::new(),
+        }))
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -160,7 +169,9 @@ impl Aside for MemoryAside {
 
 impl ReadAt for Bytes {
     fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<usize> {
-        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(self.len());
+        let start = usize::try_from(offset)
+            .unwrap_or(usize::MAX)
+            .min(self.len());
         let count = out.len().min(self.len() - start);
         out[..count].copy_from_slice(&self[start..start + count]);
         Ok(count)

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!  header   | "quorsnap"  8 | version u32 | CRC of these 12 bytes u32 |
-//!  chunk    | length u32, 1 to 65,536 | CRC of number u64 and bytes | bytes |    any number of them
+//!  chunk    | length u32, 1 to 65,536 | CRC of number u64 and bytes | bytes |  any number
 //!  trailer  | 0 u32 | meta | content length u64 | CRC of the content u32 | meta length u32 |
 //!           | CRC of the trailer up to here u32 | "quorsend"  8 |
 //! ```
@@ -52,7 +52,13 @@ impl<W: Write> ChunkWriter<W> {
         out.write_all(&header)?;
         let mut chunk = Vec::with_capacity(CHUNK_HEAD_BYTES + CHUNK_BYTES);
         chunk.resize(CHUNK_HEAD_BYTES, 0);
-        Ok(Self { out, chunk, number: 0, content: 0, crc: Hasher::new() })
+        Ok(Self {
+            out,
+            chunk,
+            number: 0,
+            content: 0,
+            crc: Hasher::new(),
+        })
     }
 
     pub(super) fn finish(mut self, meta: &[u8]) -> io::Result<W> {
@@ -153,7 +159,12 @@ impl Outline {
         }
         let meta = Bytes::from(trailer).slice(4..4 + meta_len as usize);
         let content = u64::from(u32_at(&tail, 0)) << 32 | u64::from(u32_at(&tail, 4));
-        Ok(Self { meta, content, crc: u32_at(&tail, 8), chunks_end })
+        Ok(Self {
+            meta,
+            content,
+            crc: u32_at(&tail, 8),
+            chunks_end,
+        })
     }
 }
 
@@ -218,7 +229,8 @@ impl ContentReader {
             return Err(damaged(&format!("chunk {number} has an impossible length")));
         }
         self.chunk.resize(len as usize, 0);
-        self.body.read_exact_at(self.offset + CHUNK_HEAD_BYTES as u64, &mut self.chunk)?;
+        self.body
+            .read_exact_at(self.offset + CHUNK_HEAD_BYTES as u64, &mut self.chunk)?;
         if chunk_crc(number, &self.chunk) != u32_at(&head, 4) {
             self.chunk.clear();
             return Err(damaged(&format!("chunk {number} fails its checksum")));
@@ -261,7 +273,10 @@ fn u32_at(bytes: &[u8], offset: usize) -> u32 {
 }
 
 fn damaged(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("the snapshot is damaged: {what}"))
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("the snapshot is damaged: {what}"),
+    )
 }
 
 #[cfg(test)]
@@ -285,7 +300,14 @@ mod tests {
 
     #[test]
     fn content_and_meta_come_back() {
-        for len in [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES] {
+        for len in [
+            0,
+            1,
+            CHUNK_BYTES - 1,
+            CHUNK_BYTES,
+            CHUNK_BYTES + 1,
+            3 * CHUNK_BYTES,
+        ] {
             let content: Vec<u8> = (0..len).map(|i| (i % 251) as u8).collect();
             let (read, meta) = read_back(written(&content, b"meta")).expect("whole");
             assert!(read == content, "{len} bytes");
@@ -330,7 +352,9 @@ mod tests {
     fn the_bytes_of_version_1_stay_as_they_are() {
         assert_eq!(
             data_encoding::HEXLOWER.encode(&written(b"hi", b"m")),
-            "FIXTURE"
+            "71756f72736e61700000000101ddec86\
+             000000027ac050256869\
+             000000006d0000000000000002d8932aac0000000161967c4871756f7273656e64"
         );
     }
 }

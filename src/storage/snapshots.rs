@@ -70,13 +70,27 @@ impl Snapshots {
             Some((number, body)) => Some((number, StoredSnapshot::open(body)?)),
         };
         let next = current.as_ref().map_or(1, |(number, _)| number + 1);
-        let state = Mutex::new(State { current, next, removed: false });
-        Ok(Self { inner: Arc::new(Inner { place, flusher, counters, state }) })
+        let state = Mutex::new(State {
+            current,
+            next,
+            removed: false,
+        });
+        Ok(Self {
+            inner: Arc::new(Inner {
+                place,
+                flusher,
+                counters,
+                state,
+            }),
+        })
     }
 
     /// The newest snapshot, if there is one.
     pub(crate) fn current(&self) -> Option<StoredSnapshot> {
-        locked(&self.inner.state).current.as_ref().map(|(_, snapshot)| snapshot.clone())
+        locked(&self.inner.state)
+            .current
+            .as_ref()
+            .map(|(_, snapshot)| snapshot.clone())
     }
 
     /// Writes a snapshot aside, syncs it and makes it the current one; older ones are removed. On
@@ -116,7 +130,11 @@ impl Snapshots {
         let inner = &*self.inner;
         inner.writable(&inner.state())?;
         let aside = inner.place.start_aside()?;
-        Ok(SnapshotReceiver { aside, flusher: Arc::clone(&inner.flusher), received: 0 })
+        Ok(SnapshotReceiver {
+            aside,
+            flusher: Arc::clone(&inner.flusher),
+            received: 0,
+        })
     }
 
     /// Makes a received snapshot the current one; on return that survives a power cut.
@@ -170,7 +188,11 @@ impl Inner {
     ) -> io::Result<StoredSnapshot> {
         let mut state = self.state();
         self.writable(&state)?;
-        if let Some((_, newer)) = state.current.as_ref().filter(|(current, _)| *current > number) {
+        if let Some((_, newer)) = state
+            .current
+            .as_ref()
+            .filter(|(current, _)| *current > number)
+        {
             return Ok(newer.clone());
         }
         fail::fail_point!("snapshot::switch::before_rename");
@@ -190,7 +212,9 @@ impl Inner {
     /// After a failed sync nobody knows what is on the disk, here no less than in the journal.
     fn synced(&self, result: io::Result<()>) -> io::Result<()> {
         result.map_err(|error| {
-            self.flusher.poison(Cause::new(format_args!("a snapshot could not be synced: {error}")))
+            self.flusher.poison(Cause::new(format_args!(
+                "a snapshot could not be synced: {error}"
+            )))
         })
     }
 }
@@ -279,7 +303,10 @@ impl SnapshotReceiver {
             let cause = format_args!("a received snapshot could not be synced: {error}");
             self.flusher.poison(Cause::new(cause))
         })?;
-        Ok(StagedSnapshot { aside: self.aside, whole })
+        Ok(StagedSnapshot {
+            aside: self.aside,
+            whole,
+        })
     }
 }
 
@@ -312,18 +339,24 @@ impl Write for Guarded {
 
 impl fmt::Debug for Snapshots {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Snapshots").field("current", &self.current()).finish_non_exhaustive()
+        f.debug_struct("Snapshots")
+            .field("current", &self.current())
+            .finish_non_exhaustive()
     }
 }
 
 impl fmt::Debug for StagedSnapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StagedSnapshot").field("whole", &self.whole).finish_non_exhaustive()
+        f.debug_struct("StagedSnapshot")
+            .field("whole", &self.whole)
+            .finish_non_exhaustive()
     }
 }
 
 impl fmt::Debug for SnapshotReceiver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SnapshotReceiver").field("received", &self.received).finish_non_exhaustive()
+        f.debug_struct("SnapshotReceiver")
+            .field("received", &self.received)
+            .finish_non_exhaustive()
     }
 }

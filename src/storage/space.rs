@@ -29,11 +29,21 @@ pub(super) struct Space {
 impl Space {
     /// No disk, no limit.
     pub(super) fn unlimited() -> Self {
-        Self { probe: None, reserve: 0, low: AtomicBool::new(false), looked: Mutex::new(None) }
+        Self {
+            probe: None,
+            reserve: 0,
+            low: AtomicBool::new(false),
+            looked: Mutex::new(None),
+        }
     }
 
+    #[cfg(any(test, feature = "rocksdb"))]
     pub(super) fn with_probe(reserve: u64, probe: Probe) -> Self {
-        let space = Self { probe: Some(probe), reserve, ..Self::unlimited() };
+        let space = Self {
+            probe: Some(probe),
+            reserve,
+            ..Self::unlimited()
+        };
         space.look_if_due();
         space
     }
@@ -53,7 +63,9 @@ impl Space {
         if self.low.load(Ordering::Relaxed) {
             return Err(io::Error::new(
                 io::ErrorKind::StorageFull,
-                DiskFull { reserve: self.reserve },
+                DiskFull {
+                    reserve: self.reserve,
+                },
             ));
         }
         Ok(())
@@ -85,7 +97,10 @@ impl Space {
 
 impl fmt::Debug for Space {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Space").field("reserve", &self.reserve).field("low", &self.low).finish()
+        f.debug_struct("Space")
+            .field("reserve", &self.reserve)
+            .field("low", &self.low)
+            .finish()
     }
 }
 
@@ -120,8 +135,7 @@ mod tests {
     fn below_the_reserve_is_refused_and_room_heals_it() {
         let free = Arc::new(AtomicU64::new(99));
         let probed = Arc::clone(&free);
-        let space =
-            Space::with_probe(100, Box::new(move || Ok(probed.load(Ordering::Relaxed))));
+        let space = Space::with_probe(100, Box::new(move || Ok(probed.load(Ordering::Relaxed))));
         let error = space.check().expect_err("99 is below 100");
         assert_eq!(error.kind(), io::ErrorKind::StorageFull);
         assert!(error.to_string().contains("disk_reserve_bytes"), "{error}");

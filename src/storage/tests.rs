@@ -50,7 +50,12 @@ pub(super) fn group(store: &Store) -> LocalGroup {
 
 pub(super) fn record(index: u64, term: u64) -> Record {
     let payload = Bytes::from(format!("record {index} of term {term}"));
-    Record { index, term, kind: (index % 3) as u8, payload }
+    Record {
+        index,
+        term,
+        kind: (index % 3) as u8,
+        payload,
+    }
 }
 
 pub(super) fn records(indexes: std::ops::Range<u64>, term: u64) -> Vec<Record> {
@@ -60,7 +65,9 @@ pub(super) fn records(indexes: std::ops::Range<u64>, term: u64) -> Vec<Record> {
 /// Starts something that answers after a sync, and waits for the answer.
 pub(super) fn wait(start: impl FnOnce(Synced) -> io::Result<()>) -> io::Result<()> {
     let (tell, told) = mpsc::sync_channel(1);
-    start(Box::new(move |result| tell.send(result).expect("somebody waits")))?;
+    start(Box::new(move |result| {
+        tell.send(result).expect("somebody waits")
+    }))?;
     told.recv().expect("every callback is called")
 }
 
@@ -101,7 +108,10 @@ fn records_come_back_as_they_were_appended() {
         append(&journal, 5..9, 2);
         let expected = [records(0..5, 1), records(5..9, 2)].concat();
         assert_eq!(read_all(&journal), expected);
-        assert_eq!(journal.read(3..7, usize::MAX).expect("read"), expected[3..7]);
+        assert_eq!(
+            journal.read(3..7, usize::MAX).expect("read"),
+            expected[3..7]
+        );
         assert_eq!(journal.read(9..20, usize::MAX).expect("read"), []);
         assert_eq!(journal.last(), Some((2, 8)));
     });
@@ -111,7 +121,9 @@ fn records_come_back_as_they_were_appended() {
 fn a_record_is_readable_as_soon_as_append_returns() {
     on_both(|store| {
         let journal = store.journal(group(store)).expect("journal");
-        journal.append(&records(0..1, 1), Box::new(|_| ())).expect("appended");
+        journal
+            .append(&records(0..1, 1), Box::new(|_| ()))
+            .expect("appended");
         assert_eq!(read_all(&journal), records(0..1, 1));
     });
 }
@@ -158,7 +170,10 @@ fn what_is_truncated_is_gone_and_replaced() {
             assert_eq!(read_all(&journal), records(0..from, 1));
         }
         append(&journal, 10..12, 2);
-        assert_eq!(read_all(&journal), [records(0..10, 1), records(10..12, 2)].concat());
+        assert_eq!(
+            read_all(&journal),
+            [records(0..10, 1), records(10..12, 2)].concat()
+        );
         journal.truncate_from(50).expect("nothing to do");
         assert_eq!(journal.last(), Some((2, 11)));
         journal.truncate_from(0).expect("truncated");
@@ -179,7 +194,9 @@ fn a_purged_journal_begins_behind_its_purged_point() {
         }
         journal.purge_through(1, 30).expect("never goes back");
         assert_eq!(journal.purged(), Some((1, 60)));
-        journal.truncate_from(0).expect("never below the purged point");
+        journal
+            .truncate_from(0)
+            .expect("never below the purged point");
         assert_eq!(journal.last(), Some((1, 60)));
         append(&journal, 61..65, 2);
         assert_eq!(read_all(&journal), records(61..65, 2));
@@ -229,7 +246,9 @@ fn votes_and_hints_are_kept() {
         wait(|done| journal.save_vote("a".into(), done)).expect("voted");
         wait(|done| journal.save_vote("b".into(), done)).expect("voted");
         journal.save_committed("c".into()).expect("noted");
-        let other = store.journal(store.groups().expect("groups")[0].local).expect("journal");
+        let other = store
+            .journal(store.groups().expect("groups")[0].local)
+            .expect("journal");
         assert_eq!(other.vote(), Some("b".into()));
         assert_eq!(other.committed(), Some("c".into()));
     });
@@ -273,7 +292,10 @@ fn groups_are_found_by_id_and_do_not_share_journals() {
         assert_eq!(read_all(&other), []);
         append(&other, 0..2, 5);
         other.truncate_from(0).expect("truncated");
-        assert_eq!(read_all(&store.journal(one.local).expect("journal")), records(0..3, 1));
+        assert_eq!(
+            read_all(&store.journal(one.local).expect("journal")),
+            records(0..3, 1)
+        );
         let error = store.create_group(new_group(1)).expect_err("it is there");
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
     });
@@ -284,7 +306,9 @@ fn a_genesis_is_set_once() {
     on_both(|store| {
         let local = group(store);
         store.set_genesis(local, genesis(5)).expect("set");
-        store.set_genesis(local, genesis(5)).expect("the same again");
+        store
+            .set_genesis(local, genesis(5))
+            .expect("the same again");
         let error = store.set_genesis(local, genesis(6)).expect_err("another");
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(store.groups().expect("groups")[0].genesis, Some(genesis(5)));
@@ -298,7 +322,9 @@ fn a_removed_group_leaves_nothing_and_its_number_is_not_used_again() {
         let journal = store.journal(old.local).expect("journal");
         let snapshots = store.snapshots(old.local).expect("snapshots");
         append(&journal, 0..100, 1);
-        snapshots.build("m".into(), |out| out.write_all(b"state")).expect("built");
+        snapshots
+            .build("m".into(), |out| out.write_all(b"state"))
+            .expect("built");
         store.put_roster(old.local, b"roster").expect("put");
         store.remove_group(old.local).expect("removed");
 
@@ -307,13 +333,21 @@ fn a_removed_group_leaves_nothing_and_its_number_is_not_used_again() {
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
         assert!(snapshots.build("m".into(), |_| Ok(())).is_err());
         store.journal(old.local).expect_err("no such group");
-        store.put_roster(old.local, b"x").expect_err("no such group");
+        store
+            .put_roster(old.local, b"x")
+            .expect_err("no such group");
         store.remove_group(old.local).expect_err("no such group");
 
         let new = store.create_group(new_group(1)).expect("created");
         assert!(new.local > old.local);
         assert_eq!(store.journal(new.local).expect("journal").last(), None);
-        assert!(store.snapshots(new.local).expect("snapshots").current().is_none());
+        assert!(
+            store
+                .snapshots(new.local)
+                .expect("snapshots")
+                .current()
+                .is_none()
+        );
         assert_eq!(store.roster(new.local).expect("roster"), None);
     });
 }
@@ -336,19 +370,28 @@ fn a_snapshot_is_read_while_a_newer_one_replaces_it() {
         let snapshots = store.snapshots(group(store)).expect("snapshots");
         assert!(snapshots.current().is_none());
         let old_state = vec![1; 200_000];
-        let old = snapshots.build("old".into(), |out| out.write_all(&old_state)).expect("built");
+        let old = snapshots
+            .build("old".into(), |out| out.write_all(&old_state))
+            .expect("built");
         let mut reader = old.reader();
         let mut begin = vec![0; 1_000];
         reader.read_exact(&mut begin).expect("read");
 
-        snapshots.build("new".into(), |out| out.write_all(b"new")).expect("built");
+        snapshots
+            .build("new".into(), |out| out.write_all(b"new"))
+            .expect("built");
         let mut rest = Vec::new();
-        reader.read_to_end(&mut rest).expect("the old one stays readable");
+        reader
+            .read_to_end(&mut rest)
+            .expect("the old one stays readable");
         assert_eq!([begin, rest].concat(), old_state);
         assert_eq!(old.meta(), "old");
 
         let current = snapshots.current().expect("built");
-        assert_eq!((current.meta().as_ref(), content(&current)), (&b"new"[..], b"new".to_vec()));
+        assert_eq!(
+            (current.meta().as_ref(), content(&current)),
+            (&b"new"[..], b"new".to_vec())
+        );
     });
 }
 
@@ -357,13 +400,17 @@ fn a_snapshot_is_sent_raw_and_installed() {
     on_both(|store| {
         let one = store.snapshots(group(store)).expect("snapshots");
         let state: Vec<u8> = (0..300_000).map(|i| (i % 253) as u8).collect();
-        let sent = one.build("meta".into(), |out| out.write_all(&state)).expect("built");
+        let sent = one
+            .build("meta".into(), |out| out.write_all(&state))
+            .expect("built");
         let other = store.create_group(new_group(2)).expect("created").local;
         let two = store.snapshots(other).expect("snapshots");
         let mut receiver = two.receive().expect("room");
         while receiver.received() < sent.len() {
             let chunk = sent.read_at(receiver.received(), 4_000).expect("read");
-            receiver.write_chunk(receiver.received(), &chunk).expect("taken");
+            receiver
+                .write_chunk(receiver.received(), &chunk)
+                .expect("taken");
         }
         let error = receiver.write_chunk(7, b"x").expect_err("out of order");
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
@@ -396,8 +443,12 @@ fn a_damaged_or_cut_snapshot_is_not_staged() {
 fn a_failed_build_changes_nothing() {
     on_both(|store| {
         let snapshots = store.snapshots(group(store)).expect("snapshots");
-        snapshots.build("old".into(), |out| out.write_all(b"old")).expect("built");
-        snapshots.build("bad".into(), |_| Err(io::Error::other("no"))).expect_err("failed");
+        snapshots
+            .build("old".into(), |out| out.write_all(b"old"))
+            .expect("built");
+        snapshots
+            .build("bad".into(), |_| Err(io::Error::other("no")))
+            .expect_err("failed");
         assert_eq!(snapshots.current().expect("old").meta(), "old");
     });
 }
@@ -436,9 +487,22 @@ fn an_in_memory_store_is_found_again_after_a_restart() {
     let store = Store::in_memory(Arc::default());
     let local = group(&store);
     append(&store.journal(local).expect("journal"), 0..3, 1);
-    store.snapshots(local).expect("snapshots").build("m".into(), |_| Ok(())).expect("built");
+    store
+        .snapshots(local)
+        .expect("snapshots")
+        .build("m".into(), |_| Ok(()))
+        .expect("built");
     store.close();
     let store = store.reopened().expect("in memory");
-    assert_eq!(read_all(&store.journal(local).expect("journal")), records(0..3, 1));
-    assert!(store.snapshots(local).expect("snapshots").current().is_some());
+    assert_eq!(
+        read_all(&store.journal(local).expect("journal")),
+        records(0..3, 1)
+    );
+    assert!(
+        store
+            .snapshots(local)
+            .expect("snapshots")
+            .current()
+            .is_some()
+    );
 }
