@@ -129,3 +129,9 @@ pub(crate) enum LaneError {
     #[error("the stream broke: {0}")]
     Failed(#[from] WireError),
 }
+
+/// An initiator's first frame, for tests that go on wrongly.
+#[cfg(test)]
+pub(crate) fn hello_for_tests(channel: &Channel, credentials: &Credentials, nonce: [u8; 32]) -> Bytes {
+    handshake::Initiator::start(channel, credentials, nonce).1
+}

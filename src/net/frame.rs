@@ -107,6 +107,13 @@ impl SendStream {
         Poll::Ready(Ok(()))
     }
 
+    /// Half of a length, and nothing behind it.
+    #[cfg(test)]
+    pub(crate) async fn write_torn_for_tests(&mut self) {
+        self.waiting.push(Bytes::from_static(&[0, 0]));
+        self.flush().await.expect("written");
+    }
+
     /// No more frames will come; the peer reads the end of the stream behind the last one.
     pub(crate) fn finish(&mut self) {
         self.raw.finish();
