@@ -24,7 +24,7 @@ use crate::{
         TerminationReason,
     },
     config::{Config, Timing},
-    identity::{Genesis, GroupId, GroupKey, MemberId, PeerAddr, PeerId},
+    identity::{BootId, Genesis, GroupId, GroupKey, MemberId, PeerAddr, PeerId},
     metrics::Counters,
     net::{BondStream, Quic, QuicOptions, RelayChoice, Transport},
 };
@@ -114,6 +114,7 @@ impl Service for Mock {
     fn admit<'a>(
         &'a self,
         _: PeerId,
+        _: BootId,
         theirs: &'a Introduction,
     ) -> BoxFuture<'a, Result<(), Refusal>> {
         let ours = &self.introduction;
