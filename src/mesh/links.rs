@@ -336,6 +336,13 @@ impl Links {
         self.lock().peers.values().flat_map(|peer| peer.links.iter().cloned()).collect()
     }
 
+    /// Lets go of everything without a word, as a killed process does.
+    #[cfg(test)]
+    pub(super) fn abandon(&self) {
+        let abandoned = std::mem::take(&mut *self.lock());
+        drop(abandoned);
+    }
+
     fn lock(&self) -> MutexGuard<'_, Table> {
         self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
     }

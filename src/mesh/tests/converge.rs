@@ -38,6 +38,7 @@ async fn two_that_dial_at_once_end_with_one_link_and_one_bond() {
         right.bonded(&left).await;
         settled(&left, &right).await;
         for (me, other) in [(&left, &right), (&right, &left)] {
+            me.mock.noted("formed", |notes| !notes.is_empty()).await;
             let formed = me.mock.count(|note| *note == Note::Formed(other.peer()));
             assert_eq!(formed, 1, "no flapping: {:?}", *me.mock.notes.borrow());
             assert_eq!(me.mesh.bonds().len(), 1);
@@ -75,6 +76,7 @@ async fn a_hundred_groups_share_one_link() {
     for ((ours, mock), (theirs, _)) in &meshes {
         let bond = ours.bond_with(right.peer()).expect("bonded");
         assert_eq!(theirs.bond_with(left.peer()).map(|bond| bond.id()), Some(bond.id()));
+        mock.noted("formed", |notes| !notes.is_empty()).await;
         let formed = mock.count(|note| matches!(note, Note::Formed(_)));
         assert_eq!(formed, 1, "no flapping: {:?}", *mock.notes.borrow());
         // Every lane of every group finds room on the one link.

@@ -68,6 +68,7 @@ async fn a_restarted_peer_replaces_its_link_at_once() {
     let old = one.bonded(&two).await;
     let (secret, port, member) = (two.node.secret, two.node.port(), two.id());
     doomed.shutdown_background();
+    two.node.links.abandon();
     drop(two);
     let killed = Instant::now();
     let node = Node::start_as(secret, port, CALM).await;
