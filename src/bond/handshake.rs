@@ -41,6 +41,7 @@
 //! Every failure is the same refusal to the peer: [`REFUSAL`], [`REFUSED_AFTER`] the stream was
 //! opened. [`HandshakeError`] tells causes apart for the local log only.
 
+mod frame;
 #[cfg(test)]
 mod tests;
 
@@ -53,6 +54,10 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
+use self::frame::{
+    Hello, KIND_ACCEPTOR_HELLO, KIND_ACCEPTOR_PROOF, KIND_INITIATOR_HELLO, KIND_INITIATOR_PROOF,
+    KIND_REFUSAL, PROOF_BYTES, frame_of,
+};
 use crate::identity::{GroupId, GroupKey, PeerId};
 
 /// The longest frame before the proof holds, in bytes: room for growth, nothing for an attacker.
@@ -76,15 +81,6 @@ const LABEL_AUTH: &[u8] = b"quorate/bond-auth/1";
 const LABEL_HINT: &[u8] = b"quorate/bond-hint/1";
 const LABEL_BOND: &[u8] = b"quorate/bond-id/1";
 
-const KIND_REFUSAL: u8 = 0;
-const KIND_INITIATOR_HELLO: u8 = 1;
-const KIND_ACCEPTOR_HELLO: u8 = 2;
-const KIND_ACCEPTOR_PROOF: u8 = 3;
-const KIND_INITIATOR_PROOF: u8 = 4;
-
-const HELLO_BYTES: usize = 1 + 2 + 2 + 4 + 32 + 16;
-const PROOF_BYTES: usize = 1 + 32;
-const _: () = assert!(HELLO_BYTES <= FRAME_MAX && PROOF_BYTES <= FRAME_MAX);
 const _: () = assert!(HANDSHAKE_TIME.as_millis() > REFUSED_AFTER.as_millis());
 
 /// The connection that a handshake runs over, as this side sees it.
@@ -397,77 +393,6 @@ impl Role {
             Self::Acceptor => KIND_ACCEPTOR_PROOF,
         }
     }
-}
-
-#[derive(Clone, PartialEq, Eq, Debug)]
-struct Hello {
-    min: u16,
-    max: u16,
-    epoch: u32,
-    nonce: [u8; 32],
-    hint: [u8; 16],
-}
-
-impl Hello {
-    fn new(
-        versions: RangeInclusive<u16>,
-        channel: &Channel,
-        credentials: &Credentials,
-        nonce: [u8; 32],
-    ) -> Self {
-        let (min, max) = versions.into_inner();
-        let hint = credentials.hint(&channel.ekm, &channel.local);
-        Self {
-            min,
-            max,
-            epoch: credentials.0.epoch,
-            nonce,
-            hint,
-        }
-    }
-
-    fn encode(&self, kind: u8) -> [u8; HELLO_BYTES] {
-        let mut frame = [0; HELLO_BYTES];
-        frame[0] = kind;
-        frame[1..3].copy_from_slice(&self.min.to_be_bytes());
-        frame[3..5].copy_from_slice(&self.max.to_be_bytes());
-        frame[5..9].copy_from_slice(&self.epoch.to_be_bytes());
-        frame[9..41].copy_from_slice(&self.nonce);
-        frame[41..57].copy_from_slice(&self.hint);
-        frame
-    }
-
-    /// Every byte of the frame ends up in a field, so encoding again gives the same bytes.
-    fn decode(kind: u8, frame: &[u8]) -> Result<Self, HandshakeError> {
-        let fields = frame_of(kind, HELLO_BYTES, frame)?;
-        let hello = Self {
-            min: u16::from_be_bytes(part(fields, 0)),
-            max: u16::from_be_bytes(part(fields, 2)),
-            epoch: u32::from_be_bytes(part(fields, 4)),
-            nonce: part(fields, 8),
-            hint: part(fields, 40),
-        };
-        if hello.min > hello.max {
-            return Err(HandshakeError::Malformed);
-        }
-        Ok(hello)
-    }
-}
-
-/// The frame's bytes after its kind, if it has this kind and length.
-fn frame_of(kind: u8, length: usize, frame: &[u8]) -> Result<&[u8], HandshakeError> {
-    match frame.split_first() {
-        _ if frame == REFUSAL => Err(HandshakeError::Refused),
-        _ if frame.len() > FRAME_MAX => Err(HandshakeError::Oversized),
-        Some((found, fields)) if *found == kind && frame.len() == length => Ok(fields),
-        _ => Err(HandshakeError::Malformed),
-    }
-}
-
-fn part<const N: usize>(fields: &[u8], at: usize) -> [u8; N] {
-    let mut part = [0; N];
-    part.copy_from_slice(&fields[at..at + N]);
-    part
 }
 
 /// What two hellos must agree on; gives the version to speak.

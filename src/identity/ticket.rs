@@ -132,7 +132,8 @@ impl GroupTicket {
     /// # use quorate::{GroupKey, GroupTicket, PeerAddr, PeerId};
     /// let key = GroupKey::generate();
     /// let member = PeerAddr::new(PeerId::from_bytes([1; 32]), []);
-    /// let ticket = GroupTicket::new(key.clone(), key.group_id("example.map"), vec![member.clone()]);
+    /// let group = key.group_id("example.map");
+    /// let ticket = GroupTicket::new(key, group, vec![member.clone()]);
     /// assert_eq!(ticket.members(), [member]);
     /// ```
     #[must_use]
@@ -371,9 +372,10 @@ mod tests {
     fn the_text_is_frozen() {
         // Computed by an independent implementation of the type's documentation.
         let text = concat!(
-            "quorate1aedqobyha4dqobyha4dqobyha4dqobyha4dqobyha4dqobyha4dqow7x4tyfrjjxwvuirdrema3yd4",
-            "qilsnjjjsdwut4mrmz4ke2uhkyaeaqcaibaeaqcaibaeaqcaibaeaqcaibaeaqcaibaeaqcaibaeaqcaqayaaa",
-            "eaoid4asaainxaaaaaaaaaaaaaaaaaaadsa7aeiwq5duobztulzpoixgk6dbnvygyzn4oyxmw",
+            "quorate1aedqobyha4dqobyha4dqobyha4dqobyha4dqobyha4dqobyha4dqow7x4tyfrjjx",
+            "wvuirdrema3yd4qilsnjjjsdwut4mrmz4ke2uhkyaeaqcaibaeaqcaibaeaqcaibaeaqcaib",
+            "aeaqcaibaeaqcaibaeaqcaqayaaaeaoid4asaainxaaaaaaaaaaaaaaaaaaadsa7aeiwq5du",
+            "obztulzpoixgk6dbnvygyzn4oyxmw",
         );
         assert_eq!(small().expose().as_str(), text);
         assert_eq!(text.parse(), Ok(small()));
@@ -544,7 +546,7 @@ mod tests {
         fn any_changed_character_is_refused(
             ticket in any_ticket(3),
             at: prop::sample::Index,
-            to in prop_oneof![prop::char::range('a', 'z'), prop::char::range('2', '7'), any::<char>()],
+            to in prop_oneof![prop::char::range('2', 'z'), any::<char>()],
         ) {
             let mut text: Vec<char> = ticket.expose().chars().collect();
             let at = at.index(text.len());

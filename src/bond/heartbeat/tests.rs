@@ -277,18 +277,21 @@ fn steps(
     prop::collection::vec(step, 1..200)
 }
 
+/// (time, event) of every event, and (time, sequence number) of every pong that counted.
+type Run = (Vec<(u64, Event)>, Vec<(u64, u64)>);
+
 /// Runs a schedule. A process that is late by more than an interval stood still: what came in
-/// meanwhile is read when it wakes. Gives each event and each counting pong with its time.
-fn run(steps: &[Step]) -> (Vec<(u64, Event)>, Vec<(u64, u64)>) {
+/// meanwhile is read when it wakes.
+fn run(steps: &[Step]) -> Run {
     let mut clock = Clock::new();
     let (mut events, mut pongs) = (Vec::new(), Vec::new());
-    let mut coming: Vec<(u64, u64)> = Vec::new();
+    let mut coming = Vec::new();
     for step in steps {
         let Some(due) = clock.deadline() else { break };
         let wake = due + step.late;
         let still = step.late > INTERVAL;
         coming.sort_unstable();
-        let mut read = |clock: &mut Clock| {
+        let mut read = |clock: &mut Clock, events: &mut Vec<(u64, Event)>| {
             let ready = coming.partition_point(|(at, _)| *at <= wake);
             for (at, seq) in coming.drain(..ready) {
                 let now = if still { wake } else { at };
@@ -300,18 +303,17 @@ fn run(steps: &[Step]) -> (Vec<(u64, Event)>, Vec<(u64, u64)>) {
         };
         // A pong may move the deadline away; the timer of the old one still fires.
         if !still || step.read_first {
-            read(&mut clock);
+            read(&mut clock, &mut events);
         }
         let ticked = clock.tick(wake);
-        read(&mut clock);
+        events.extend(ticked.iter().map(|event| (wake, *event)));
+        read(&mut clock, &mut events);
         for event in ticked {
             if let (Event::Ping(seq), Some(after)) = (event, step.answer) {
                 coming.push((wake + after, seq));
             }
-            events.push((wake, event));
         }
     }
-    events.sort_by_key(|(at, _)| *at);
     (events, pongs)
 }
 
@@ -320,7 +322,11 @@ fn late() -> impl Strategy<Value = u64> {
 }
 
 fn answer() -> impl Strategy<Value = Option<u64>> {
-    prop_oneof![3 => (0u64..INTERVAL).prop_map(Some), 1 => (0u64..3_000).prop_map(Some), 3 => Just(None)]
+    prop_oneof![
+        3 => (0u64..INTERVAL).prop_map(Some),
+        1 => (0u64..3_000).prop_map(Some),
+        3 => Just(None),
+    ]
 }
 
 proptest! {
