@@ -13,16 +13,16 @@ mod worker;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
+pub use self::{
+    handle::{Bond, TerminationReason},
+    handshake::BondId,
+};
 pub(crate) use self::{
     handshake::{Channel, Credentials, FRAME_MAX, HANDSHAKE_TIME, Proof, REFUSAL},
     message::{Introduce, Introduction, MESSAGE_BYTES_MAX, Message, PEERS_MAX, Refusal},
     prove::{NotProven, initiate, refuse, respond},
     stream::Opening,
     worker::{Home, Worker},
-};
-pub use self::{
-    handle::{Bond, TerminationReason},
-    handshake::BondId,
 };
 use crate::{
     identity::{MemberId, PeerAddr, PeerId},
@@ -131,6 +131,10 @@ pub(crate) enum LaneError {
 
 /// An initiator's first frame, for tests that go on wrongly.
 #[cfg(test)]
-pub(crate) fn hello_for_tests(channel: &Channel, credentials: &Credentials, nonce: [u8; 32]) -> Bytes {
+pub(crate) fn hello_for_tests(
+    channel: &Channel,
+    credentials: &Credentials,
+    nonce: [u8; 32],
+) -> Bytes {
     handshake::Initiator::start(channel, credentials, nonce).1
 }

@@ -83,6 +83,20 @@ fn the_bytes_are_frozen() {
         ),
         (Message::BondFormed(addr(2)), [vec![6], entry(2)].concat()),
         (Message::Departure, vec![7]),
+        (
+            Message::Agree {
+                link: Some([9; 16]),
+                bond: None,
+            },
+            [&[8, 1][..], &[9; 16], &[0]].concat(),
+        ),
+        (Message::Redundant { link: true }, vec![9, 1]),
+        (
+            Message::Close {
+                reason: "bye".to_owned(),
+            },
+            [&[10, 3][..], b"bye"].concat(),
+        ),
     ] {
         assert_eq!(
             message.encode().expect("within the limits"),
@@ -263,6 +277,10 @@ fn any_message() -> impl Strategy<Value = Message> {
         any_addr().prop_map(Message::PeerEntryUpdate),
         any_addr().prop_map(Message::BondFormed),
         Just(Message::Departure),
+        (any::<Option<[u8; 16]>>(), any::<Option<[u8; 16]>>())
+            .prop_map(|(link, bond)| Message::Agree { link, bond }),
+        any::<bool>().prop_map(|link| Message::Redundant { link }),
+        "[a-z]{0,256}".prop_map(|reason| Message::Close { reason }),
     ]
 }
 
