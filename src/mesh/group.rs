@@ -1,4 +1,5 @@
-//! The mesh of one group: its bonds, its roster, and what becomes of a peer that has proven the key.
+//! The mesh of one group: its bonds, its roster, and what becomes of a peer that has proven its
+//! key.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
@@ -278,7 +279,7 @@ impl Group {
         if let Some(old) = old {
             old.end(TerminationReason::Replaced);
         }
-        tracing::debug!(peer = %proven.peer.short(), group = ?self.id(), bond = ?bond.id(), "bonded");
+        tracing::debug!(peer = %proven.peer.short(), bond = ?bond.id(), "bonded");
         self.tell_others(proven.peer, &Message::BondFormed(theirs.addr.clone()));
         self.hear(theirs.addr, Word::Own);
         for addr in theirs.peers {
