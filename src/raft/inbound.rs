@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     bond::{Introduction, Lane, MeshEvent, Proven, Refusal, Service, StreamKind},
-    identity::{BootId, MemberId, PeerAddr, PeerId},
+    identity::{MemberId, PeerAddr, PeerId},
     net::BondStream,
 };
 
@@ -51,12 +51,11 @@ impl Service for Inbound {
     fn admit<'a>(
         &'a self,
         peer: PeerId,
-        boot: BootId,
         theirs: &'a Introduction,
     ) -> BoxFuture<'a, Result<(), Refusal>> {
         Box::pin(async move {
             match self.0.upgrade() {
-                Some(replica) => replica.admit(peer, boot, theirs).await,
+                Some(replica) => replica.admit(peer, theirs).await,
                 None => Err(Refusal::Stopped),
             }
         })

@@ -1,7 +1,7 @@
 //! One group on this node: what it is made of, how it starts, how it stops.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     io,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak,
@@ -27,7 +27,7 @@ use crate::{
     bond::{Introduction, MeshEvent, Proven, Refusal},
     config::Config,
     error::Cause,
-    identity::{BootId, Genesis, GroupKey, MemberId, PeerAddr, PeerId},
+    identity::{Genesis, GroupKey, MemberId, PeerAddr, PeerId},
     machine::{CheckCommand, Machine},
     mesh::{Links, Mesh, MeshSpec},
     metrics::Counters,
@@ -39,8 +39,6 @@ use crate::{
 pub(crate) const FORMAT: u32 = 1;
 /// How long one request to be admitted may take before it is made again.
 const JOIN_PATIENCE: Duration = Duration::from_secs(5);
-/// Superseded starts of a member that are remembered, to know a copy of its data by.
-const BOOTS_MAX: usize = 64;
 
 /// What a replica is started with.
 pub(crate) struct ReplicaSpec {
@@ -80,20 +78,12 @@ pub(crate) struct Replica {
     told: watch::Sender<ReplicaState>,
     lost: watch::Sender<Option<MemberId>>,
     departed: Mutex<BTreeSet<MemberId>>,
-    boots: Mutex<HashMap<MemberId, Boots>>,
     reads: ReadRounds,
     /// Callers that have stopped the intake of commands, see [`Replica::close_intake`].
     intake_closed: AtomicUsize,
     change_turn: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
     cancel: CancellationToken,
-}
-
-/// The starts of one member that were seen.
-struct Boots {
-    peer: PeerId,
-    current: BootId,
-    superseded: Vec<BootId>,
 }
 
 impl Replica {
@@ -125,7 +115,6 @@ impl Replica {
             told: watch::Sender::new(ReplicaState::default()),
             lost: watch::Sender::new(None),
             departed: Mutex::default(),
-            boots: Mutex::default(),
             reads,
             intake_closed: AtomicUsize::new(0),
             change_turn: tokio::sync::Mutex::new(()),
@@ -362,7 +351,6 @@ impl Replica {
     pub(super) async fn admit(
         &self,
         peer: PeerId,
-        boot: BootId,
         theirs: &Introduction,
     ) -> Result<(), Refusal> {
         if self.stopped().is_some() {
@@ -383,42 +371,21 @@ impl Replica {
         if self.is_removed(theirs.member) {
             return Err(Refusal::RemovedMember);
         }
-        self.check_boot(peer, boot, theirs.member)?;
+        self.check_copy(peer, theirs.member)?;
         if let (None, Some(genesis)) = (ours, theirs.genesis) {
             self.adopt(genesis).await?;
         }
         Ok(())
     }
 
-    /// A member is one process on one node. Its data under another node's name, or a start of it
-    /// that a later one had replaced, is a copy.
-    fn check_boot(&self, peer: PeerId, boot: BootId, member: MemberId) -> Result<(), Refusal> {
-        let elsewhere = self
-            .applied
-            .borrow()
-            .membership
-            .get_node(&member)
-            .is_some_and(|it| it.peer() != peer);
-        if elsewhere || member == self.record.member {
+    /// A member is one process on one node: its data under another node's name is a copy. (A copy
+    /// under the same name shows at the links, by its boot id.)
+    fn check_copy(&self, peer: PeerId, member: MemberId) -> Result<(), Refusal> {
+        let applied = self.applied.borrow();
+        let named = applied.membership.get_node(&member);
+        if member == self.record.member || named.is_some_and(|it| it.peer() != peer) {
             tracing::error!(%peer, %member, "another node runs with a copy of a member's data");
             return Err(Refusal::ClonedMember);
-        }
-        let mut boots = lock(&self.boots);
-        let known = boots.entry(member).or_insert_with(|| Boots {
-            peer,
-            current: boot,
-            superseded: Vec::new(),
-        });
-        if known.peer != peer || known.superseded.contains(&boot) {
-            tracing::error!(%peer, %member, "two processes run with one member's data");
-            return Err(Refusal::ClonedMember);
-        }
-        if known.current != boot {
-            let old = std::mem::replace(&mut known.current, boot);
-            if known.superseded.len() == BOOTS_MAX {
-                known.superseded.remove(0);
-            }
-            known.superseded.push(old);
         }
         Ok(())
     }
