@@ -25,6 +25,9 @@ use crate::{
 /// How long a departing node waits for the parts of its shutdown that need others.
 const RETIRE_TIME_MAX: Duration = Duration::from_secs(3);
 
+/// How long a node waits for the port of the last time to be free.
+const FORMER_PORT_WAIT: Duration = Duration::from_millis(500);
+
 /// One process's part in any number of groups: one endpoint, one database.
 ///
 /// Clones are handles on the same node. It runs until [`Node::shutdown`], or the process ends;
@@ -533,8 +536,16 @@ async fn bind(
     let remembered = store.node_record()?.and_then(|it| <[u8; 2]>::try_from(it.as_ref()).ok());
     if let Some(port) = remembered.map(u16::from_be_bytes) {
         let at = |addr: &SocketAddr| SocketAddr::new(addr.ip(), port);
-        if let Ok(quic) = Quic::bind(options(wanted.iter().map(at).collect())).await {
-            return Ok(quic);
+        let give_up = tokio::time::Instant::now() + FORMER_PORT_WAIT;
+        loop {
+            match Quic::bind(options(wanted.iter().map(at).collect())).await {
+                Ok(quic) => return Ok(quic),
+                // The former socket of this very process may be about to close.
+                Err(_) if tokio::time::Instant::now() < give_up => {
+                    tokio::time::sleep(FORMER_PORT_WAIT / 50).await;
+                }
+                Err(_) => break,
+            }
         }
         tracing::info!(port, "the port of the last time is taken; another one is used");
     }
