@@ -143,6 +143,7 @@ impl Replica {
         self.spawn(|it| async move { it.seek_admission().await });
         self.spawn(|it| async move { it.watch_store().await });
         self.spawn(|it| async move { it.watch_machine().await });
+        self.spawn(|it| async move { it.heed_refusals().await });
     }
 
     /// Runs a task that ends with the replica.
@@ -235,7 +236,7 @@ impl Replica {
 
     /// Ends everything of the group on this node, in order. Idempotent.
     pub(crate) async fn stop(&self, cause: Cause) {
-        self.stop_from_within(cause.clone());
+        self.mark_stopped(cause.clone());
         self.tasks.close();
         let raft = write(&self.raft).take();
         if let Some(raft) = raft {
@@ -245,17 +246,30 @@ impl Replica {
         self.tasks.wait().await;
     }
 
-    /// Marks the group as stopped and cancels its tasks; [`Replica::stop`] does the rest.
+    /// Marks the group as stopped and cancels its tasks; has [`Replica::stop`] do the rest, which
+    /// waits for the task that this is called from.
     fn stop_from_within(&self, cause: Cause) {
-        self.told.send_modify(|told| {
-            if told.stopped.is_none() {
+        if self.mark_stopped(cause.clone())
+            && let Some(replica) = self.me.upgrade()
+        {
+            tokio::spawn(async move { replica.stop(cause).await });
+        }
+    }
+
+    /// False if it was marked before.
+    fn mark_stopped(&self, cause: Cause) -> bool {
+        let marked = self.told.send_if_modified(|told| {
+            let first = told.stopped.is_none();
+            if first {
                 tracing::info!(group = %self.record.id, %cause, "the group stops on this node");
                 told.stopped = Some(cause);
                 told.role = Role::Stopped;
                 told.leader = None;
             }
+            first
         });
         self.cancel.cancel();
+        marked
     }
 
     /// The state machine's panic stops this group here.
@@ -264,6 +278,27 @@ impl Replica {
         let cause = broken.wait_for(Option::is_some).await.map(|it| it.clone());
         if let Ok(Some(cause)) = cause {
             self.stop_from_within(cause);
+        }
+    }
+
+    /// What a member says of us after the proof: that this one was removed, or is a copy, ends the
+    /// group here; that another group was founded with our key is shown.
+    async fn heed_refusals(self: Arc<Self>) {
+        let mut refusals = self.mesh().refusals();
+        loop {
+            let refused = *refusals.borrow_and_update();
+            match refused {
+                Some((peer, why @ (Refusal::RemovedMember | Refusal::ClonedMember))) => {
+                    self.tell(|it| it.removed = why == Refusal::RemovedMember);
+                    let cause = Cause::new(format!("{} refuses it: {why}", peer.short()));
+                    return self.stop_from_within(cause);
+                }
+                Some((_, Refusal::OtherGenesis)) => self.tell(|it| it.rival = true),
+                _ => {}
+            }
+            if refusals.changed().await.is_err() {
+                return;
+            }
         }
     }
 
@@ -323,6 +358,7 @@ impl Replica {
                 known.remove(&peer);
                 mesh.forget(peer);
             }
+            self.part_with_removed();
             let seen = membership;
             loop {
                 if applied.changed().await.is_err() {
@@ -333,6 +369,25 @@ impl Replica {
                 }
             }
         }
+    }
+}
+
+impl Replica {
+    /// Ends the bonds with removed members. They dial again and are told why that is in vain.
+    fn part_with_removed(self: &Arc<Self>) {
+        let of_removed = |it: &Self| {
+            let bonds = it.mesh().bonds().snapshot();
+            let removed = it.applied.borrow().removed.clone();
+            bonds.into_iter().map(|(_, bond)| bond).filter(move |it| removed.contains(&it.member()))
+        };
+        if of_removed(self).next().is_none() {
+            return;
+        }
+        self.spawn(|it| async move {
+            // Who leaves by itself still waits for the answer to its request.
+            tokio::time::sleep(it.config.timing.election_timeout_max).await;
+            of_removed(&it).for_each(|bond| bond.close("the member was removed from the group"));
+        });
     }
 }
 
@@ -365,7 +420,10 @@ impl Replica {
         let ours = *self.genesis.borrow();
         match (ours, theirs.genesis) {
             (None, None) => return Err(Refusal::NotFounded),
-            (Some(ours), Some(theirs)) if ours != theirs => return Err(Refusal::OtherGenesis),
+            (Some(ours), Some(theirs)) if ours != theirs => {
+                self.tell(|it| it.rival = true);
+                return Err(Refusal::OtherGenesis);
+            }
             _ => {}
         }
         if self.is_removed(theirs.member) {
