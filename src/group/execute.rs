@@ -247,18 +247,23 @@ fn read_answer<O: serde::de::DeserializeOwned>(
     at: Position,
     answer: Answer,
 ) -> Result<(Position, O), ExecuteError> {
-    match answer {
-        Answer::Output(bytes) => match decode(&bytes) {
-            Ok(output) => Ok((at, output)),
-            Err(error) => {
-                let cause = Cause::new(format!("the machine's output cannot be read: {error}"));
-                Err(ExecuteError::Stopped(Stopped::new(cause)))
-            }
-        },
-        Answer::Forgotten | Answer::Expired => Err(ExecuteError::Unknown(Unresolved(None))),
-        Answer::Undecodable => Err(ExecuteError::NotApplied(NotApplied::Refused {
-            why: "the members' machines cannot read this command: update them first".into(),
-        })),
+    let (at, bytes) = match answer {
+        Answer::Output(bytes) => (at, bytes),
+        Answer::Again(earlier, bytes) => (earlier, bytes),
+        Answer::Forgotten | Answer::Expired => {
+            return Err(ExecuteError::Unknown(Unresolved(None)));
+        }
+        Answer::Undecodable => {
+            let why = "the members' machines cannot read this command: update them first".into();
+            return Err(ExecuteError::NotApplied(NotApplied::Refused { why }));
+        }
+    };
+    match decode(&bytes) {
+        Ok(output) => Ok((at, output)),
+        Err(error) => {
+            let cause = Cause::new(format!("the machine's output cannot be read: {error}"));
+            Err(ExecuteError::Stopped(Stopped::new(cause)))
+        }
     }
 }
 

@@ -227,7 +227,6 @@ impl RaftStateMachine<Types> for StateHandle {
             },
             content: std::sync::Mutex::new(Some(content)),
             snapshots: self.snapshots.clone(),
-            counters: Arc::clone(&self.counters),
         }
     }
 
@@ -243,9 +242,7 @@ impl RaftStateMachine<Types> for StateHandle {
             SnapshotFile::Staged(staged) => {
                 let snapshots = self.snapshots.clone();
                 let installing = tokio::task::spawn_blocking(move || snapshots.install(staged));
-                let stored = installing.await.map_err(io::Error::other)??;
-                self.counters.snapshots_installed.add(1);
-                stored
+                installing.await.map_err(io::Error::other)??
             }
         };
         if codec::decode_snapshot_meta(stored.meta().clone())? != *meta {
@@ -308,9 +305,9 @@ impl State {
                     let machine = &mut self.machine;
                     let mut applied = 0;
                     let head = (session, first_seq, lowest_unanswered);
-                    let answers = self.sessions.apply(id.index, head, &commands, |offset, it| {
+                    let answers = self.sessions.apply(at, head, &commands, |at, it| {
                         applied += 1;
-                        machine.apply(Position { offset, ..at }, it).ok()
+                        machine.apply(at, it).ok()
                     });
                     counters.commands_applied.add(applied);
                     answers
@@ -377,7 +374,6 @@ pub(crate) struct Builder {
     /// In a lock only because openraft wants the builder to be `Sync`.
     content: std::sync::Mutex<Option<Content>>,
     snapshots: Snapshots,
-    counters: Arc<Counters>,
 }
 
 impl RaftSnapshotBuilder<Types> for Builder {
@@ -394,7 +390,6 @@ impl RaftSnapshotBuilder<Types> for Builder {
         let snapshots = self.snapshots.clone();
         let building = tokio::task::spawn_blocking(move || snapshots.build(meta, content));
         let stored = building.await.map_err(io::Error::other)??;
-        self.counters.snapshots_built.add(1);
         Ok(Snapshot {
             meta: self.meta.clone(),
             snapshot: SnapshotFile::Stored(stored),

@@ -56,6 +56,7 @@ const OUTPUT: u8 = 0;
 const EXPIRED: u8 = 1;
 const FORGOTTEN: u8 = 2;
 const UNDECODABLE: u8 = 3;
+const AGAIN: u8 = 4;
 
 impl Replica {
     /// Tries once to have this entry committed by the leader this node knows of.
@@ -147,8 +148,14 @@ pub(super) fn encode_attempt(attempt: &Attempt) -> Bytes {
         match answer {
             Answer::Output(bytes) => {
                 out.put_u8(OUTPUT);
-                out.put_u32_le(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
-                out.put_slice(bytes);
+                put_output(&mut out, bytes);
+            }
+            Answer::Again(at, bytes) => {
+                out.put_u8(AGAIN);
+                out.put_u64_le(at.term);
+                out.put_u64_le(at.index);
+                out.put_u32_le(at.offset);
+                put_output(&mut out, bytes);
             }
             Answer::Expired => out.put_u8(EXPIRED),
             Answer::Forgotten => out.put_u8(FORGOTTEN),
@@ -175,12 +182,14 @@ pub(super) fn decode_attempt(mut from: Bytes) -> io::Result<Attempt> {
     let mut answers = Vec::with_capacity(count.min(from.len()));
     for _ in 0..count {
         answers.push(match codec::take_u8(&mut from)? {
-            OUTPUT => {
-                let length = codec::take_u32(&mut from)? as usize;
-                if from.len() < length {
-                    return Err(codec::malformed("fewer bytes than it says"));
-                }
-                Answer::Output(from.split_to(length))
+            OUTPUT => Answer::Output(take_output(&mut from)?),
+            AGAIN => {
+                let at = Position {
+                    term: codec::take_u64(&mut from)?,
+                    index: codec::take_u64(&mut from)?,
+                    offset: codec::take_u32(&mut from)?,
+                };
+                Answer::Again(at, take_output(&mut from)?)
             }
             EXPIRED => Answer::Expired,
             FORGOTTEN => Answer::Forgotten,
@@ -195,8 +204,22 @@ pub(super) fn decode_attempt(mut from: Bytes) -> io::Result<Attempt> {
 fn output_len(answer: &Answer) -> usize {
     match answer {
         Answer::Output(bytes) => bytes.len(),
+        Answer::Again(_, bytes) => 20 + bytes.len(),
         _ => 0,
     }
+}
+
+fn put_output(out: &mut BytesMut, bytes: &Bytes) {
+    out.put_u32_le(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+    out.put_slice(bytes);
+}
+
+fn take_output(from: &mut Bytes) -> io::Result<Bytes> {
+    let length = codec::take_u32(from)? as usize;
+    if from.len() < length {
+        return Err(codec::malformed("fewer bytes than it says"));
+    }
+    Ok(from.split_to(length))
 }
 
 impl Replica {
@@ -240,6 +263,7 @@ mod tests {
                 Answer::Forgotten,
                 Answer::Undecodable,
                 Answer::Output(Bytes::new()),
+                Answer::Again(Position { term: 1, index: 7, offset: 2 }, Bytes::from_static(b"d")),
             ],
         };
         let bytes = encode_attempt(&Attempt::Done(reply.clone()));

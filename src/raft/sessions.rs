@@ -15,6 +15,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::entry::SessionId;
+use crate::machine::Position;
 
 /// Sessions a group remembers; the one unused for longest goes first. Frozen: all members must
 /// forget the same one at the same entry.
@@ -28,8 +29,10 @@ pub(crate) const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// What became of one command.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Answer {
-    /// It was applied, once; this is the machine's encoded output.
+    /// It was applied, here and now; this is the machine's encoded output.
     Output(Bytes),
+    /// It was applied earlier, at this position, with this output.
+    Again(Position, Bytes),
     /// Its session is unknown or expired, or it is outside the window. It was not applied now.
     Expired,
     /// It was applied earlier, but its answer is no longer kept.
@@ -44,11 +47,14 @@ struct Session {
     used: u64,
     /// Nothing below this number is asked for again.
     lowest_unanswered: u64,
-    /// Answers from `lowest_unanswered` up; `None` where the answer was forgotten for its size.
-    answers: BTreeMap<u64, Option<Bytes>>,
+    /// Answers from `lowest_unanswered` up.
+    answers: BTreeMap<u64, Kept>,
     /// Bytes held in `answers`.
     answer_bytes: usize,
 }
+
+/// Where a command was applied, and its output; `None` if that was forgotten for its size.
+type Kept = (Position, Option<Bytes>);
 
 /// The replicated table.
 ///
@@ -82,22 +88,22 @@ impl Sessions {
 
     /// Applies the commands that were not applied before and answers all of them.
     ///
-    /// `apply` gets the offset in the batch and the command. It answers `None` if the command
-    /// does not decode.
+    /// `entry` is the position of the first command. `apply` gets a command's position and the
+    /// command. It answers `None` if the command does not decode.
     pub(crate) fn apply(
         &mut self,
-        index: u64,
+        entry: Position,
         (id, first_seq, lowest_unanswered): (SessionId, u64, u64),
         commands: &[Bytes],
-        mut apply: impl FnMut(u32, &Bytes) -> Option<Bytes>,
+        mut apply: impl FnMut(Position, &Bytes) -> Option<Bytes>,
     ) -> Vec<Answer> {
         let Some(session) = self.sessions.get_mut(&id) else {
             return vec![Answer::Expired; commands.len()];
         };
         let session = Arc::make_mut(session);
         self.by_use.remove(&(session.used, id));
-        session.used = index;
-        self.by_use.insert((index, id));
+        session.used = entry.index;
+        self.by_use.insert((entry.index, id));
         session.answered_below(lowest_unanswered);
         (first_seq..)
             .zip(0_u32..)
@@ -110,15 +116,18 @@ impl Sessions {
                     return Answer::Expired;
                 }
                 match session.answers.get(&seq) {
-                    Some(Some(output)) => Answer::Output(output.clone()),
-                    Some(None) => Answer::Forgotten,
-                    None => match apply(offset, command) {
-                        Some(output) => {
-                            session.remember(seq, output.clone());
-                            Answer::Output(output)
+                    Some((at, Some(output))) => Answer::Again(*at, output.clone()),
+                    Some((_, None)) => Answer::Forgotten,
+                    None => {
+                        let at = Position { offset, ..entry };
+                        match apply(at, command) {
+                            Some(output) => {
+                                session.remember(seq, at, output.clone());
+                                Answer::Output(output)
+                            }
+                            None => Answer::Undecodable,
                         }
-                        None => Answer::Undecodable,
-                    },
+                    }
                 }
             })
             .collect()
@@ -153,8 +162,8 @@ impl Sessions {
                 ..Session::default()
             };
             for _ in 0..answers {
-                let (seq, answer): (u64, Option<Bytes>) = read_value(from)?;
-                session.answer_bytes += answer.as_ref().map_or(0, Bytes::len);
+                let (seq, answer): (u64, Kept) = read_value(from)?;
+                session.answer_bytes += answer.1.as_ref().map_or(0, Bytes::len);
                 session.answers.insert(seq, answer);
             }
             table.by_use.insert((used, id));
@@ -172,17 +181,18 @@ impl Session {
         self.lowest_unanswered = lowest;
         let kept = self.answers.split_off(&lowest);
         let dropped = std::mem::replace(&mut self.answers, kept);
-        let bytes: usize = dropped.values().flatten().map(Bytes::len).sum();
+        let outputs = dropped.values().filter_map(|(_, output)| output.as_ref());
+        let bytes: usize = outputs.map(Bytes::len).sum();
         self.answer_bytes -= bytes;
     }
 
-    fn remember(&mut self, seq: u64, output: Bytes) {
+    fn remember(&mut self, seq: u64, at: Position, output: Bytes) {
         self.answer_bytes += output.len();
-        self.answers.insert(seq, Some(output));
+        self.answers.insert(seq, (at, Some(output)));
         if self.answer_bytes <= ANSWER_BYTES_MAX {
             return;
         }
-        for answer in self.answers.values_mut() {
+        for (_, answer) in self.answers.values_mut() {
             if self.answer_bytes <= ANSWER_BYTES_MAX {
                 break;
             }
@@ -234,10 +244,14 @@ mod tests {
         (0..count).map(|it| Bytes::from(it.to_string())).collect()
     }
 
-    /// Applies and counts; the output names how often the machine was called.
+    fn at(index: u64, offset: u32) -> Position {
+        Position { term: 1, index, offset }
+    }
+
+    /// Applies; the output names the entry and the command.
     fn run(table: &mut Sessions, index: u64, head: (u64, u64, u64), count: usize) -> Vec<Answer> {
         let mut calls = 0;
-        let answers = table.apply(index, head, &commands(count), |_, it| {
+        let answers = table.apply(at(index, 0), head, &commands(count), |_, it| {
             calls += 1;
             Some(Bytes::from(format!("{index}:{}", String::from_utf8_lossy(it))))
         });
@@ -245,12 +259,22 @@ mod tests {
         answers
     }
 
+    /// What is answered to commands that come again.
+    fn again(first: &[Answer], index: u64) -> Vec<Answer> {
+        let again = |(offset, answer): (u32, &Answer)| match answer {
+            Answer::Output(output) => Answer::Again(at(index, offset), output.clone()),
+            other => other.clone(),
+        };
+        (0..).zip(first).map(again).collect()
+    }
+
     #[test]
     fn a_command_that_comes_again_gets_its_first_answer() {
         let mut table = Sessions::default();
         table.open(5);
         let first = run(&mut table, 6, (5, 0, 0), 3);
-        assert_eq!(run(&mut table, 9, (5, 0, 0), 3), first);
+        assert_eq!(run(&mut table, 9, (5, 0, 0), 3), again(&first, 6));
+        assert_eq!(run(&mut table, 12, (5, 1, 0), 2), again(&first, 6)[1..]);
         assert_eq!(first[2], Answer::Output(Bytes::from_static(b"6:2")));
     }
 
@@ -260,8 +284,8 @@ mod tests {
         table.open(1);
         let later = run(&mut table, 2, (1, 10, 0), 1);
         let earlier = run(&mut table, 3, (1, 0, 0), 10);
-        assert_eq!(run(&mut table, 4, (1, 10, 0), 1), later);
-        assert_eq!(run(&mut table, 5, (1, 0, 0), 10), earlier);
+        assert_eq!(run(&mut table, 4, (1, 10, 0), 1), again(&later, 2));
+        assert_eq!(run(&mut table, 5, (1, 0, 0), 10), again(&earlier, 3));
     }
 
     #[test]
@@ -276,7 +300,7 @@ mod tests {
     #[test]
     fn an_unknown_session_applies_nothing() {
         let mut table = Sessions::default();
-        let answers = table.apply(2, (1, 0, 0), &commands(2), |_, _| panic!("applied"));
+        let answers = table.apply(at(2, 0), (1, 0, 0), &commands(2), |_, _| panic!("applied"));
         assert_eq!(answers, vec![Answer::Expired; 2]);
     }
 
@@ -307,10 +331,10 @@ mod tests {
         table.open(1);
         let large = Bytes::from(vec![0; ANSWER_BYTES_MAX / 2]);
         for seq in 0..3 {
-            table.apply(2 + seq, (1, seq, 0), &commands(1), |_, _| Some(large.clone()));
+            table.apply(at(2 + seq, 0), (1, seq, 0), &commands(1), |_, _| Some(large.clone()));
         }
         assert_eq!(run(&mut table, 9, (1, 0, 0), 1), vec![Answer::Forgotten]);
-        assert_eq!(run(&mut table, 10, (1, 2, 0), 1), vec![Answer::Output(large)]);
+        assert_eq!(run(&mut table, 10, (1, 2, 0), 1), vec![Answer::Again(at(4, 0), large)]);
     }
 
     #[test]
