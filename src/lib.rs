@@ -79,7 +79,7 @@ pub use crate::{
     },
     identity::{
         GroupId, GroupKey, GroupTicket, MemberId, ParseGroupIdError, ParseGroupKeyError,
-        ParseTicketError, ParsePeerIdError, PeerAddr, PeerId,
+        ParseMemberIdError, ParsePeerIdError, ParseTicketError, PeerAddr, PeerId,
     },
     machine::{
         Map, MapAnswer, MapCommand, MapOutput, MapQuery, Position, Snapshot, SnapshotReader,

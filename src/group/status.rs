@@ -45,6 +45,14 @@ pub struct Status {
     pub stopped: Option<Stopped>,
 }
 
+impl Status {
+    /// How many members vote.
+    #[must_use]
+    pub fn voters(&self) -> usize {
+        self.members.iter().filter(|it| it.voter).count()
+    }
+}
+
 /// One member as another sees it.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
