@@ -114,8 +114,16 @@ impl StateHandle {
 
     /// Publishes the view and tells what is applied, then answers: whoever has an answer sees its
     /// effect in the next local query.
-    fn publish(&self, state: &mut State, answers: &mut Vec<(ApplyResponder<Types>, Reply)>) {
-        state.machine.publish(state.position());
+    fn publish(
+        &self,
+        state: &mut State,
+        answers: &mut Vec<(ApplyResponder<Types>, Reply)>,
+    ) -> io::Result<()> {
+        let at = state.position();
+        if let Err(panic) = guarded(|| state.machine.publish(at)) {
+            let cause = panicked(state.machine.name(), "taking a view", &panic);
+            return Err(self.stop(state, cause));
+        }
         self.applied.send_if_modified(|told| {
             let news = told.log_id != state.applied;
             told.log_id = state.applied;
@@ -130,6 +138,7 @@ impl StateHandle {
         for (responder, reply) in answers.drain(..) {
             responder.send(reply);
         }
+        Ok(())
     }
 
     async fn restore(&self, stored: &StoredSnapshot) -> io::Result<()> {
@@ -145,13 +154,16 @@ impl StateHandle {
         match result {
             Ok(done) => done?,
             Err(panic) => {
-                let name = state.machine.name();
-                let cause = Cause::new(format!("the machine {name} panicked in restore: {panic}"));
+                let cause = panicked(state.machine.name(), "being restored", &panic);
                 return Err(self.stop(&mut state, cause));
             }
         }
-        self.publish(&mut state, &mut Vec::new());
-        Ok(())
+        self.publish(&mut state, &mut Vec::new())
+    }
+
+    fn is_current(&self, stored: &StoredSnapshot) -> bool {
+        let current = self.snapshots.current();
+        current.is_some_and(|it| it.meta() == stored.meta() && it.len() == stored.len())
     }
 
     fn stop(&self, state: &mut State, cause: Cause) -> io::Error {
@@ -186,35 +198,34 @@ impl RaftStateMachine<Types> for StateHandle {
             let reply = match guarded(|| state.apply(entry, &self.counters)) {
                 Ok(reply) => reply?,
                 Err(panic) => {
-                    let name = state.machine.name();
-                    let cause = Cause::new(format!(
-                        "the machine {name} panicked while applying the entry after {}: {panic}. \
-                         Applying is deterministic, so every member stops here and again at each \
-                         restart: fix the machine, then restart all members",
-                        state.position().index,
-                    ));
+                    let doing = format!("applying the entry after {}", state.position().index);
+                    let cause = panicked(state.machine.name(), &doing, &panic);
                     return Err(self.stop(&mut state, cause));
                 }
             };
             answers.extend(responder.map(|it| (it, reply)));
             unpublished += 1;
             if unpublished == PUBLISH_EVERY {
-                self.publish(&mut state, &mut answers);
+                self.publish(&mut state, &mut answers)?;
                 unpublished = 0;
             }
         }
-        self.publish(&mut state, &mut answers);
-        Ok(())
+        self.publish(&mut state, &mut answers)
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {
-        let state = self.state.lock().await;
+        let mut state = self.state.lock().await;
+        let content = guarded(|| state.capture()).unwrap_or_else(|panic| {
+            let cause = panicked(state.machine.name(), "capturing a snapshot", &panic);
+            let error = self.stop(&mut state, cause);
+            Box::new(move |_| Err(error))
+        });
         Builder {
             meta: SnapshotMeta {
                 last_log_id: state.applied,
                 last_membership: state.membership.clone(),
             },
-            content: std::sync::Mutex::new(Some(state.capture())),
+            content: std::sync::Mutex::new(Some(content)),
             snapshots: self.snapshots.clone(),
             counters: Arc::clone(&self.counters),
         }
@@ -222,8 +233,13 @@ impl RaftStateMachine<Types> for StateHandle {
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, file: SnapshotFile) -> io::Result<()> {
         let stored = match file {
-            // At a restart openraft hands back what is stored already.
-            SnapshotFile::Stored(stored) => stored,
+            // At a restart openraft hands back what is stored here already.
+            SnapshotFile::Stored(stored) if self.is_current(&stored) => stored,
+            SnapshotFile::Stored(stored) => {
+                let snapshots = self.snapshots.clone();
+                let copying = tokio::task::spawn_blocking(move || copy(&stored, &snapshots));
+                copying.await.map_err(io::Error::other)??
+            }
             SnapshotFile::Staged(staged) => {
                 let snapshots = self.snapshots.clone();
                 let installing = tokio::task::spawn_blocking(move || snapshots.install(staged));
@@ -384,6 +400,26 @@ impl RaftSnapshotBuilder<Types> for Builder {
             snapshot: SnapshotFile::Stored(stored),
         })
     }
+}
+
+/// Takes another store's snapshot in, the way one is received.
+fn copy(from: &StoredSnapshot, to: &Snapshots) -> io::Result<StoredSnapshot> {
+    const CHUNK: usize = 256 * 1024;
+    let mut receiver = to.receive()?;
+    let mut offset = 0;
+    while offset < from.len() {
+        let chunk = from.read_at(offset, CHUNK)?;
+        receiver.write_chunk(offset, &chunk)?;
+        offset += chunk.len() as u64;
+    }
+    to.install(receiver.finish()?)
+}
+
+fn panicked(name: &str, doing: &str, panic: &str) -> Cause {
+    Cause::new(format!(
+        "the machine {name} panicked while {doing}: {panic}. A machine is deterministic, so every \
+         member stops here and again at each restart: fix the machine, then restart all members"
+    ))
 }
 
 /// Runs the user's code; a panic comes back as its message. The state it may have left half
