@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Command, Raft, Types, codec, replica::Replica, sessions::Answer};
 use crate::{
-    bond::{Lane, LaneError},
+    bond::{Bond, Lane, LaneError},
     error::Cause,
     identity::MemberId,
     machine::Position,
@@ -78,8 +78,9 @@ impl Replica {
         let Some(bond) = self.mesh().bond_to(leader) else {
             return Box::pin(async { Attempt::NotProposed });
         };
+        let asking = self.ask_over(bond, leader, entry);
         Box::pin(async move {
-            match bond.request(Lane::Forward, entry).await {
+            match asking.await {
                 Ok(answer) => decode_attempt(answer).unwrap_or_else(|error| {
                     tracing::warn!(%leader, %error, "the leader's answer cannot be read");
                     Attempt::Unclear
@@ -88,6 +89,26 @@ impl Replica {
                 Err(_) => Attempt::Unclear,
             }
         })
+    }
+
+    /// One request to the leader over its bond. Given up once somebody else is known to lead: the
+    /// bond of a leader that has died ends long after there is another.
+    pub(super) fn ask_over(
+        &self,
+        bond: Bond,
+        leader: MemberId,
+        request: Bytes,
+    ) -> impl Future<Output = Result<Bytes, LaneError>> + Send + 'static {
+        let mut told = self.watch();
+        async move {
+            tokio::select! {
+                biased;
+                answer = bond.request(Lane::Forward, request) => answer,
+                _ = told.wait_for(|it| it.leader.is_some_and(|it| it != leader)) => {
+                    Err(LaneError::Terminated)
+                }
+            }
+        }
     }
 
     /// Proposes an entry that another member forwarded, if this node leads.
