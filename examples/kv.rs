@@ -39,18 +39,29 @@ quit                   stops this node; `kv DIR` goes on with it";
 const RANGE_MAX: usize = 100;
 
 #[tokio::main]
-async fn main() -> anyhow::Result<ExitCode> {
-    let filter = tracing_subscriber::EnvFilter::from_default_env();
+async fn main() -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
+    let filter = filter.unwrap_or_else(|_| "off".into());
     let logs = tracing_subscriber::fmt().with_env_filter(filter);
     logs.with_writer(io::stderr).init();
+    match run().await {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
 
+/// How many commands failed.
+async fn run() -> anyhow::Result<usize> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let (directory, ticket) = match arguments.as_slice() {
         [directory] if !directory.starts_with('-') => (Path::new(directory), None),
         [directory, ticket] => (Path::new(directory), Some(ticket.parse::<GroupTicket>()?)),
         _ => {
-            eprintln!("usage: kv DIR [TICKET]\n\n{HELP}");
-            return Ok(ExitCode::FAILURE);
+            bail!("usage: kv DIR [TICKET]\n\n{HELP}");
         }
     };
     let node = Node::open(directory).await?;
@@ -66,11 +77,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         Err(error) => Err(error),
     };
     node.shutdown().await;
-    Ok(if result? == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    result
 }
 
 /// Founds, joins or resumes. What holds the key is on disk before the group is.

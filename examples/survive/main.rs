@@ -35,9 +35,9 @@ async fn main() -> anyhow::Result<ExitCode> {
     let first = arguments.next();
     if first.as_deref().is_some_and(|it| it == "--member") {
         let directory = arguments.next().context("--member wants a directory")?;
-        tracing_subscriber::fmt()
-            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
-            .with_writer(std::io::stderr)
+        let filter = tracing_subscriber::EnvFilter::try_from_default_env();
+        let logs = tracing_subscriber::fmt().with_writer(std::io::stderr);
+        logs.with_env_filter(filter.unwrap_or_else(|_| "off".into()))
             .init();
         member::serve(Path::new(&directory)).await?;
         return Ok(ExitCode::SUCCESS);
