@@ -90,3 +90,8 @@ pub use crate::{
     node::{CreateError, JoinError, MemoryDisk, Node, NodeBuilder, OpenError, Relay},
     raft::Role,
 };
+
+/// The README's example must compile and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
