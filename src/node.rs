@@ -79,6 +79,20 @@ pub enum Relay {
 }
 
 /// Settings of a node before it opens.
+///
+/// ```
+/// use quorate::{Node, config::{Config, Timing}};
+///
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let config = Config { timing: Timing::INTERNET, ..Config::default() };
+/// // On disk: `Node::builder("data")`.
+/// let node = Node::in_memory().bind("127.0.0.1:0".parse()?).config(config).open().await?;
+/// assert_eq!(node.addr().peer, node.peer_id());
+/// node.shutdown().await;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct NodeBuilder {
     place: Place,
@@ -134,7 +148,7 @@ impl Node {
         self.inner.links.addr()
     }
 
-    /// Connections to other nodes; groups share them, so there is at most one a node.
+    /// How many nodes this one is connected to. All groups with one node share one connection.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.inner.links.count()
@@ -146,7 +160,7 @@ impl Node {
         self.inner.registry.ids()
     }
 
-    /// The node's counters.
+    /// The node's counters, all of its groups together.
     #[must_use]
     pub fn metrics(&self) -> Metrics {
         self.inner.counters.read()
@@ -155,7 +169,10 @@ impl Node {
     /// Founds a group, with this node as its only voter for now, or resumes it if this directory
     /// already holds the group with this key and machine.
     ///
-    /// Others join with [`Group::ticket`].
+    /// Others join with [`Group::ticket`]. Keep the key, as [`GroupKey::expose`] gives it, where
+    /// nobody else can read it: the node's directory does not hold it, and after a restart this is
+    /// called with the same one. Two groups founded with one key are two groups for good; their
+    /// members refuse each other.
     ///
     /// # Errors
     /// [`CreateError`].
@@ -422,7 +439,7 @@ impl NodeBuilder {
         self
     }
 
-    /// All other settings.
+    /// All other settings. Default: [`Config::default`]. They are checked when the node opens.
     #[must_use]
     pub fn config(mut self, config: Config) -> Self {
         self.config = config;
