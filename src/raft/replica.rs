@@ -5,7 +5,7 @@ use std::{
     io,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -16,6 +16,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     MemberNode, Raft, ReplicaState, Role,
+    election::Heard,
     inbound::Inbound,
     journal::Log,
     machine::{Applied, StateHandle},
@@ -74,7 +75,11 @@ pub(crate) struct Replica {
     applied: watch::Receiver<Applied>,
     genesis: watch::Sender<Option<Genesis>>,
     mesh: OnceLock<Mesh>,
-    raft: RwLock<Option<Raft>>,
+    raft: RwLock<Option<Instance>>,
+    generation: AtomicU64,
+    torn_down: tokio::sync::OnceCell<()>,
+    heard: Heard,
+    roster: watch::Sender<Vec<PeerAddr>>,
     told: watch::Sender<ReplicaState>,
     lost: watch::Sender<Option<MemberId>>,
     departed: Mutex<BTreeSet<MemberId>>,
@@ -84,6 +89,12 @@ pub(crate) struct Replica {
     change_turn: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
     cancel: CancellationToken,
+}
+
+/// One run of openraft on this replica.
+struct Instance {
+    generation: u64,
+    raft: Raft,
 }
 
 impl Replica {
@@ -112,6 +123,10 @@ impl Replica {
             check,
             mesh: OnceLock::new(),
             raft: RwLock::new(None),
+            generation: AtomicU64::new(0),
+            torn_down: tokio::sync::OnceCell::new(),
+            heard: Heard::default(),
+            roster: watch::Sender::new(Vec::new()),
             told: watch::Sender::new(ReplicaState::default()),
             lost: watch::Sender::new(None),
             departed: Mutex::default(),
@@ -143,6 +158,8 @@ impl Replica {
         self.spawn(|it| async move { it.seek_admission().await });
         self.spawn(|it| async move { it.watch_store().await });
         self.spawn(|it| async move { it.watch_machine().await });
+        self.spawn(|it| async move { it.watch_refusals().await });
+        self.spawn(|it| async move { it.store_roster().await });
     }
 
     /// Runs a task that ends with the replica.
@@ -195,19 +212,22 @@ impl Replica {
                 .await
                 .map_err(|error| Cause::new(format!("the group cannot be founded: {error}")))?;
         }
-        *write(&self.raft) = Some(raft.clone());
-        let watched = raft.clone();
+        let generation = self.generation.fetch_add(1, Ordering::AcqRel) + 1;
+        *write(&self.raft) = Some(Instance {
+            generation,
+            raft: raft.clone(),
+        });
         self.spawn(|it| async move {
-            it.follow(watched.clone()).await;
-            it.instance_ended(&watched).await;
+            it.follow(raft.clone()).await;
+            it.instance_ended(generation, &raft);
         });
         Ok(())
     }
 
     /// An instance that ends by itself has met a fault that it will not survive.
-    async fn instance_ended(&self, ended: &Raft) {
-        let current = self.raft();
-        if current.is_some() && self.stopped().is_none() {
+    fn instance_ended(&self, generation: u64, ended: &Raft) {
+        let current = read(&self.raft).as_ref().map(|it| it.generation);
+        if current == Some(generation) && self.stopped().is_none() {
             let metrics = ended.metrics();
             let state = metrics.borrow_watched().running_state.clone();
             let why = state.err().map_or_else(|| "it stopped".into(), |it| it.to_string());
@@ -218,34 +238,50 @@ impl Replica {
         }
     }
 
-    /// Puts the Raft instance away and starts another on the same journal and state.
+    /// Puts the Raft instance away and starts another on the same journal and state. Goes on to
+    /// its end whoever stops waiting for it.
     pub(super) async fn restart_raft(&self) {
         let Some(replica) = self.me.upgrade() else {
             return;
         };
-        let Some(old) = write(&self.raft).take() else {
-            return;
-        };
-        tracing::warn!(group = %self.record.id, "starting the Raft instance anew");
-        let _ = old.shutdown().await;
-        if let Err(cause) = replica.start_raft().await {
-            self.stop_from_within(cause);
-        }
+        let (done, waited) = tokio::sync::oneshot::channel::<()>();
+        self.run(async move {
+            let old = write(&replica.raft).take();
+            if let Some(old) = old {
+                tracing::warn!(group = %replica.record.id, "starting the Raft instance anew");
+                let _ = old.raft.shutdown().await;
+                if let Err(cause) = replica.start_raft().await {
+                    replica.stop_from_within(cause);
+                }
+            }
+            drop(done);
+        });
+        let _ = waited.await;
     }
 
     /// Ends everything of the group on this node, in order. Idempotent.
     pub(crate) async fn stop(&self, cause: Cause) {
-        self.stop_from_within(cause.clone());
-        self.tasks.close();
-        let raft = write(&self.raft).take();
-        if let Some(raft) = raft {
-            let _ = raft.shutdown().await;
-        }
-        self.mesh().close(cause.as_str()).await;
+        self.stop_from_within(cause);
+        self.tear_down().await;
         self.tasks.wait().await;
     }
 
-    /// Marks the group as stopped and cancels its tasks; [`Replica::stop`] does the rest.
+    /// Ends the Raft instance and the bonds, so that nobody goes on as if this member worked.
+    async fn tear_down(&self) {
+        let down = async {
+            self.tasks.close();
+            let instance = write(&self.raft).take();
+            if let Some(instance) = instance {
+                let _ = instance.raft.shutdown().await;
+            }
+            let cause = self.stopped().unwrap_or_else(|| Cause::new("the group is stopped"));
+            self.mesh().close(cause.as_str()).await;
+        };
+        self.torn_down.get_or_init(|| down).await;
+    }
+
+    /// Marks the group as stopped, cancels its tasks and sees to the rest: for its own tasks, which
+    /// cannot wait for their own end.
     fn stop_from_within(&self, cause: Cause) {
         self.told.send_modify(|told| {
             if told.stopped.is_none() {
@@ -256,6 +292,22 @@ impl Replica {
             }
         });
         self.cancel.cancel();
+        if let Some(me) = self.me.upgrade() {
+            tokio::spawn(async move { me.tear_down().await });
+        }
+    }
+
+    /// Stops when a member that we trust says that this one may not go on.
+    async fn watch_refusals(self: Arc<Self>) {
+        let mut refusals = self.mesh().refusals();
+        let grave = |it: &Option<(PeerId, Refusal)>| {
+            let why = it.as_ref().map(|(_, why)| *why);
+            matches!(why, Some(Refusal::RemovedMember | Refusal::ClonedMember))
+        };
+        let refusal = refusals.wait_for(grave).await.map(|it| it.clone());
+        if let Ok(Some((_, why))) = refusal {
+            self.stop_from_within(Cause::new(why));
+        }
     }
 
     /// The state machine's panic stops this group here.
@@ -322,6 +374,12 @@ impl Replica {
             for peer in gone {
                 known.remove(&peer);
                 mesh.forget(peer);
+                // Dialling us again it hears that it was removed.
+                if let Some(bond) = mesh.bond_with(peer)
+                    && self.is_removed(bond.member())
+                {
+                    bond.close("this member was removed from the group");
+                }
             }
             let seen = membership;
             loop {
@@ -435,11 +493,23 @@ impl Replica {
         }
     }
 
-    pub(super) fn keep_roster(&self, roster: &[PeerAddr]) {
-        let kept = postcard::to_stdvec(roster).map_err(io::Error::other);
-        let kept = kept.and_then(|bytes| self.store.put_roster(self.record.local, &bytes));
-        if let Err(error) = kept {
-            tracing::warn!(%error, "the members' addresses cannot be kept");
+    pub(super) fn keep_roster(&self, roster: Vec<PeerAddr>) {
+        self.roster.send_replace(roster);
+    }
+
+    /// Writes the latest roster, one write at a time and off the async threads.
+    async fn store_roster(self: Arc<Self>) {
+        let mut roster = self.roster.subscribe();
+        while roster.changed().await.is_ok() {
+            let latest = roster.borrow_and_update().clone();
+            let (store, local) = (self.store.clone(), self.record.local);
+            let writing = tokio::task::spawn_blocking(move || {
+                let bytes = postcard::to_stdvec(&latest).map_err(io::Error::other)?;
+                store.put_roster(local, &bytes)
+            });
+            if let Ok(Err(error)) = writing.await {
+                tracing::warn!(%error, "the members' addresses cannot be kept");
+            }
         }
     }
 }
@@ -516,7 +586,7 @@ impl Replica {
     pub(crate) async fn retire(&self) {
         if self.leader() == Some(self.member())
             && let (Some(raft), Some(heir)) = (self.raft(), self.best_heir())
-            && let Err(why) = self.hand_over(&raft, heir).await
+            && let Err(why) = self.try_hand_over(&raft, heir).await
         {
             tracing::info!(%why, "leaving without a successor");
         }
@@ -524,10 +594,21 @@ impl Replica {
     }
 
     pub(super) fn raft(&self) -> Option<Raft> {
-        self.raft
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        read(&self.raft).as_ref().map(|it| it.raft.clone())
+    }
+
+    pub(super) fn me(&self) -> Weak<Self> {
+        self.me.clone()
+    }
+
+    /// Whether a Raft instance has run here: if there is none now, one is being started anew.
+    pub(super) fn was_admitted(&self) -> bool {
+        self.generation.load(Ordering::Acquire) > 0
+    }
+
+    /// When the leader's appends were last heard.
+    pub(super) fn heard(&self) -> &Heard {
+        &self.heard
     }
 
     pub(super) fn counters(&self) -> &Counters {
@@ -550,7 +631,7 @@ impl Replica {
         &self.reads
     }
 
-    pub(super) fn check_command(&self) -> CheckCommand {
+    pub(crate) fn check_command(&self) -> CheckCommand {
         self.check
     }
 
@@ -564,6 +645,10 @@ impl Replica {
 
     pub(super) fn is_removed(&self, member: MemberId) -> bool {
         self.applied.borrow().removed.contains(&member)
+    }
+
+    pub(super) fn removed_count(&self) -> usize {
+        self.applied.borrow().removed.len()
     }
 
     pub(super) fn change_turn(&self) -> &tokio::sync::Mutex<()> {
@@ -597,7 +682,9 @@ fn raft_config(config: &Config, record: &GroupRecord) -> Result<openraft::Config
     let millis = |it: Duration| u64::try_from(it.as_millis()).unwrap_or(u64::MAX).max(1);
     let config = openraft::Config {
         cluster_name: record.id.to_string(),
-        heartbeat_interval: millis(timing.heartbeat),
+        // The bonds' own heartbeats notice silence. These renew leases, and their answer waits for
+        // the disk: they must fit a slow sync and a long way.
+        heartbeat_interval: millis(timing.election_timeout_min / 2),
         election_timeout_min: millis(timing.election_timeout_min),
         election_timeout_max: millis(timing.election_timeout_max),
         install_snapshot_timeout: millis(timing.election_timeout_max).saturating_mul(20),
@@ -620,6 +707,10 @@ fn raft_config(config: &Config, record: &GroupRecord) -> Result<openraft::Config
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
