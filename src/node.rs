@@ -5,7 +5,6 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
 use crate::{
@@ -21,9 +20,6 @@ use crate::{
     raft::{Replica, ReplicaSpec, Role},
     storage::{GroupRecord, NewGroup, OpenError as StoreError, Store},
 };
-
-/// How long a departing node waits for the parts of its shutdown that need others.
-const RETIRE_TIME_MAX: Duration = Duration::from_secs(3);
 
 /// One process's part in any number of groups: one endpoint, one database.
 ///
@@ -189,7 +185,7 @@ impl Node {
         };
         let contacts = Vec::new();
         let (group, replica) = self.start(key, record, machine, contacts)?;
-        place.taken(Arc::clone(&replica));
+        let opening = place.taken(Arc::clone(&replica))?;
         // A founder leads as soon as it has its own vote on disk; wait for that, so that the first
         // `execute` finds a leader.
         let mut watch = replica.watch();
@@ -197,11 +193,11 @@ impl Node {
         let settled = watch.wait_for(|it| it.leader.is_some() || it.stopped.is_some());
         let _ = tokio::time::timeout(limit, settled).await;
         match replica.stopped() {
-            Some(cause) => {
-                self.give_up(&replica, &cause).await;
-                Err(CreateError::Stopped(Stopped::new(cause)))
+            Some(cause) => Err(CreateError::Stopped(Stopped::new(cause))),
+            None => {
+                opening.done();
+                Ok(group)
             }
-            None => Ok(group),
         }
     }
 
@@ -230,11 +226,14 @@ impl Node {
         };
         let contacts = ticket.members().to_vec();
         let (group, replica) = self.start(ticket.key().clone(), record, machine, contacts)?;
-        place.taken(Arc::clone(&replica));
+        let opening = place.taken(Arc::clone(&replica))?;
         match self.admitted(&replica).await {
-            Ok(()) => Ok(group),
+            Ok(()) => {
+                opening.done();
+                Ok(group)
+            }
             Err(error) => {
-                self.give_up(&replica, &Cause::new("joining failed")).await;
+                replica.stop(Cause::new("joining failed")).await;
                 let final_no = !matches!(error, JoinError::NoAnswer { .. });
                 if fresh && final_no {
                     let (store, local) = (self.inner.store.clone(), replica.record().local);
@@ -252,7 +251,7 @@ impl Node {
         let cause = Cause::new("the node was shut down");
         let replicas = self.inner.registry.take_all();
         let stopping = replicas.iter().map(|replica| async {
-            let _ = tokio::time::timeout(RETIRE_TIME_MAX, replica.retire()).await;
+            replica.retire().await;
             replica.stop(cause.clone()).await;
         });
         futures_util::future::join_all(stopping).await;
@@ -351,11 +350,6 @@ impl Node {
         }
     }
 
-    async fn give_up(&self, replica: &Replica, cause: &Cause) {
-        replica.stop(cause.clone()).await;
-        self.inner.registry.remove(&replica.record().id);
-    }
-
     /// What this in-memory node holds, to restart it from; none for a node on disk.
     #[must_use]
     pub fn memory_disk(&self) -> Option<MemoryDisk> {
@@ -384,9 +378,17 @@ struct Reserved {
 }
 
 impl Reserved {
-    fn taken(mut self, replica: Arc<Replica>) {
+    /// Puts the replica there; refused once the node is shutting down.
+    fn taken(mut self, replica: Arc<Replica>) -> io::Result<Opening> {
+        let opening = Opening {
+            registry: self.registry.clone(),
+            replica: Some(Arc::clone(&replica)),
+        };
+        if !self.registry.put(replica) {
+            return Err(io::Error::other("the node is shutting down"));
+        }
         self.id = None;
-        self.registry.put(replica);
+        Ok(opening)
     }
 }
 
@@ -395,6 +397,32 @@ impl Drop for Reserved {
         if let Some(id) = self.id {
             self.registry.remove(&id);
         }
+    }
+}
+
+/// A group that runs and that nobody holds yet. Unless it is handed out it is stopped again, also
+/// when the caller does not wait for the end of `create` or `join`.
+struct Opening {
+    registry: Registry,
+    replica: Option<Arc<Replica>>,
+}
+
+impl Opening {
+    fn done(mut self) {
+        self.replica = None;
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        let Some(replica) = self.replica.take() else {
+            return;
+        };
+        let registry = self.registry.clone();
+        tokio::spawn(async move {
+            replica.stop(Cause::new("opening the group was given up")).await;
+            registry.remove(&replica.record().id);
+        });
     }
 }
 

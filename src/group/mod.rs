@@ -23,6 +23,8 @@ use crate::{
     raft::{MembershipError, MembershipRefusal, Replica, Request},
 };
 
+/// Between two rounds of [`Group::ready`].
+const READY_PAUSE: Duration = Duration::from_millis(20);
 /// How long a change of the membership may take before the caller is told that it is late.
 const CHANGE_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -125,7 +127,7 @@ impl<M: StateMachine> Group<M> {
         loop {
             match self.confirmed_through(patience).await {
                 Ok(()) => return Ok(()),
-                Err(QueryError::NoLeader) => {}
+                Err(QueryError::NoLeader) => tokio::time::sleep(READY_PAUSE).await,
                 Err(QueryError::Stopped(stopped)) => return Err(stopped),
             }
         }
