@@ -23,20 +23,18 @@ use tokio::sync::{Mutex, watch};
 use super::{
     Entry, LogId, Reply, SnapshotMeta, StoredMembership, Types, codec,
     entry::Batch,
-    sessions::{Answer, Sessions, read_value, write_value},
+    sessions::{Sessions, read_value, write_value},
 };
 use crate::{
     error::Cause,
     identity::MemberId,
     machine::{Machine, Position, SnapshotReader},
     metrics::Counters,
-    storage::{Snapshots, StagedSnapshot, StoredSnapshot},
+    storage::{Snapshots, StagedSnapshot, StoredSnapshot, Turn},
 };
 
 /// Entries applied before their view is published and their answers are sent.
 const PUBLISH_EVERY: usize = 1_024;
-/// Removed members that are remembered; no group lives through more.
-const REMOVED_MAX: usize = 65_536;
 /// The version of the state's snapshot format.
 const SNAPSHOT_VERSION: u32 = 1;
 
@@ -196,7 +194,9 @@ impl RaftStateMachine<Types> for StateHandle {
                 return Err(io::Error::other(cause.to_string()));
             }
             let reply = match guarded(|| state.apply(entry, &self.counters)) {
-                Ok(reply) => reply?,
+                Ok(Ok(reply)) => reply,
+                Ok(Err(Halt::Entry(error))) => return Err(error),
+                Ok(Err(Halt::Machine(why))) => return Err(self.stop(&mut state, Cause::new(why))),
                 Err(panic) => {
                     let doing = format!("applying the entry after {}", state.position().index);
                     let cause = panicked(state.machine.name(), &doing, &panic);
@@ -213,6 +213,12 @@ impl RaftStateMachine<Types> for StateHandle {
         self.publish(&mut state, &mut answers)
     }
 
+    /// Below the reserve of disk space nothing is written that can wait.
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder> {
+        let builder = self.get_snapshot_builder().await;
+        (force || builder.turn.is_ok()).then_some(builder)
+    }
+
     async fn get_snapshot_builder(&mut self) -> Builder {
         let mut state = self.state.lock().await;
         let content = guarded(|| state.capture()).unwrap_or_else(|panic| {
@@ -226,6 +232,7 @@ impl RaftStateMachine<Types> for StateHandle {
                 last_membership: state.membership.clone(),
             },
             content: std::sync::Mutex::new(Some(content)),
+            turn: self.snapshots.turn(),
             snapshots: self.snapshots.clone(),
         }
     }
@@ -277,8 +284,13 @@ impl State {
         })
     }
 
-    fn apply(&mut self, entry: Entry, counters: &Counters) -> io::Result<Reply> {
+    fn apply(&mut self, entry: Entry, counters: &Counters) -> Result<Reply, Halt> {
         let id = entry.log_id();
+        if Some(id) <= self.applied {
+            // A Raft instance that was put away may still hand over what a new one has read from
+            // the journal already.
+            return Ok(Reply::default());
+        }
         let at = Position {
             term: id.leader_id.term,
             index: id.index,
@@ -291,7 +303,7 @@ impl State {
                 self.membership = StoredMembership::new(Some(id), membership);
                 Vec::new()
             }
-            EntryPayload::Normal(command) => match Batch::decode(&command.0)? {
+            EntryPayload::Normal(command) => match Batch::decode(&command.0).map_err(Halt::Entry)? {
                 Batch::Open => {
                     self.sessions.open(id.index);
                     Vec::new()
@@ -307,10 +319,18 @@ impl State {
                     let head = (session, first_seq, lowest_unanswered);
                     let answers = self.sessions.apply(at, head, &commands, |at, it| {
                         applied += 1;
-                        machine.apply(at, it).ok()
+                        machine.apply(at, it)
                     });
                     counters.commands_applied.add(applied);
-                    answers
+                    // Every command was read by the machine of whoever proposed it. To go on here
+                    // without it would be another state than the others'.
+                    answers.map_err(|error| {
+                        Halt::Machine(format!(
+                            "the machine {} cannot read a committed command: {error}. This node \
+                             runs an older version of it than another member: update it",
+                            machine.name()
+                        ))
+                    })?
                 }
             },
         };
@@ -328,9 +348,6 @@ impl State {
             .filter(|member| new.get_node(member).is_none())
             .collect();
         self.removed.extend(gone);
-        while self.removed.len() > REMOVED_MAX {
-            self.removed.pop_first();
-        }
     }
 
     /// The whole state at this moment, to be written by another thread.
@@ -366,6 +383,14 @@ impl State {
     }
 }
 
+/// Why an entry cannot be applied; nothing is applied after it.
+enum Halt {
+    /// The journal holds what this program cannot read.
+    Entry(io::Error),
+    /// The machine cannot go on; in words.
+    Machine(String),
+}
+
 type Content = Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + Send>;
 
 /// Writes one captured state to its file.
@@ -373,6 +398,8 @@ pub(crate) struct Builder {
     meta: SnapshotMeta,
     /// In a lock only because openraft wants the builder to be `Sync`.
     content: std::sync::Mutex<Option<Content>>,
+    /// Taken with the state, so that what is installed meanwhile counts as newer.
+    turn: io::Result<Turn>,
     snapshots: Snapshots,
 }
 
@@ -387,11 +414,13 @@ impl RaftSnapshotBuilder<Types> for Builder {
             .and_then(Option::take)
             .ok_or_else(|| io::Error::other("a snapshot is built once from one captured state"))?;
         let meta: Bytes = codec::encode_snapshot_meta(&self.meta);
+        let spent = || Err(io::Error::other("a captured state is written once"));
+        let turn = std::mem::replace(&mut self.turn, spent())?;
         let snapshots = self.snapshots.clone();
-        let building = tokio::task::spawn_blocking(move || snapshots.build(meta, content));
+        let building = tokio::task::spawn_blocking(move || snapshots.build(turn, meta, content));
         let stored = building.await.map_err(io::Error::other)??;
         Ok(Snapshot {
-            meta: self.meta.clone(),
+            meta: codec::decode_snapshot_meta(stored.meta().clone())?,
             snapshot: SnapshotFile::Stored(stored),
         })
     }
@@ -427,9 +456,3 @@ fn guarded<T>(run: impl FnOnce() -> T) -> Result<T, String> {
     })
 }
 
-/// For the answers of entries that hold no commands.
-impl Reply {
-    pub(crate) fn sole_answer(self) -> Option<Answer> {
-        self.answers.into_iter().next()
-    }
-}

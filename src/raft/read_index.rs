@@ -12,7 +12,7 @@ use openraft::ReadPolicy;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{codec, replica::Replica};
-use crate::{bond::Lane, error::Cause};
+use crate::error::Cause;
 
 /// Reads that may wait for a round; a further one waits for room.
 const WAITING_MAX: usize = 8_192;
@@ -91,7 +91,7 @@ impl Replica {
             return self.read_index_here().await;
         }
         let bond = self.mesh().bond_to(leader)?;
-        let answer = bond.request(Lane::Forward, Bytes::from_static(&[READ_INDEX]));
+        let answer = self.ask_over(bond, leader, Bytes::from_static(&[READ_INDEX]));
         let limit = self.config().timing.election_timeout_max * 2;
         let answer = tokio::time::timeout(limit, answer).await.ok()?.ok()?;
         decode_read_index(answer).ok().flatten()
