@@ -64,7 +64,9 @@ impl Place {
     pub(crate) async fn open(&self, config: &Config) -> Node {
         log();
         let builder = self.builder().bind_loopback().config(config.clone());
-        within("a node opens", builder.open()).await.expect("the node opens")
+        within("a node opens", builder.open())
+            .await
+            .expect("the node opens")
     }
 }
 
@@ -82,13 +84,23 @@ impl<M: Fresh> Member<M> {
         let node = place.open(config).await;
         let created = node.create(GroupKey::generate(), M::default());
         let group = within("founding", created).await.expect("founded");
-        Self { node, group, place, config: config.clone() }
+        Self {
+            node,
+            group,
+            place,
+            config: config.clone(),
+        }
     }
 
     pub(crate) async fn join(place: Place, config: &Config, ticket: &GroupTicket) -> Self {
         let node = place.open(config).await;
         let joined = within("joining", node.join(ticket, M::default())).await;
-        Self { node, group: joined.expect("joined"), place, config: config.clone() }
+        Self {
+            node,
+            group: joined.expect("joined"),
+            place,
+            config: config.clone(),
+        }
     }
 
     /// Stops the node in order.
@@ -99,7 +111,11 @@ impl<M: Fresh> Member<M> {
         };
         let ticket = self.group.ticket();
         within("the shutdown of a node", self.node.shutdown()).await;
-        Resting { place, config: self.config, ticket }
+        Resting {
+            place,
+            config: self.config,
+            ticket,
+        }
     }
 
     pub(crate) fn id(&self) -> MemberId {
@@ -118,13 +134,18 @@ impl<M: Fresh> Member<M> {
         let mut watch = self.group.watch_status();
         match tokio::time::timeout(PATIENCE, watch.wait_for(wanted)).await {
             Ok(status) => status,
-            Err(_) => panic!("waited {PATIENCE:?} in vain: {what}; it is {:#?}", watch.now()),
+            Err(_) => panic!(
+                "waited {PATIENCE:?} in vain: {what}; it is {:#?}",
+                watch.now()
+            ),
         }
     }
 
     /// Why the group has stopped here, once it has.
     pub(crate) async fn stop_reason(&self) -> String {
-        let status = self.status_when("the group stops", |it| it.stopped.is_some()).await;
+        let status = self
+            .status_when("the group stops", |it| it.stopped.is_some())
+            .await;
         let stopped = status.stopped.expect("it has stopped");
         assert_eq!(status.role, Role::Stopped);
         stopped.to_string()
@@ -157,7 +178,11 @@ pub(crate) async fn group_at<M: Fresh>(places: Vec<Place>, config: &Config) -> V
     let voting = count.min(config.max_voters) - usize::from(even);
     for member in &members {
         let what = format!("{voting} of {count} members vote");
-        member.status_when(&what, |it| voters(it) == voting && it.members.len() == count).await;
+        member
+            .status_when(&what, |it| {
+                voters(it) == voting && it.members.len() == count
+            })
+            .await;
     }
     settled(&members).await;
     members
@@ -199,8 +224,15 @@ pub(crate) async fn views<M: Fresh>(members: &[Member<M>]) -> Vec<M::View> {
 
 /// A ticket that names these peers only.
 pub(crate) fn ticket_of(ticket: &GroupTicket, peers: &[PeerId]) -> GroupTicket {
-    let named = ticket.members().iter().filter(|it| peers.contains(&it.peer));
-    GroupTicket::new(ticket.key().clone(), ticket.group(), named.cloned().collect())
+    let named = ticket
+        .members()
+        .iter()
+        .filter(|it| peers.contains(&it.peer));
+    GroupTicket::new(
+        ticket.key().clone(),
+        ticket.group(),
+        named.cloned().collect(),
+    )
 }
 
 /// Copies a directory with everything in it.
@@ -222,7 +254,10 @@ fn log() {
     ONCE.call_once(|| {
         let filter = tracing_subscriber::EnvFilter::try_from_default_env();
         if let Ok(filter) = filter {
-            let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+            let _ = tracing_subscriber::fmt()
+                .with_env_filter(filter)
+                .with_test_writer()
+                .try_init();
         }
     });
 }

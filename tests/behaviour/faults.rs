@@ -73,7 +73,9 @@ async fn a_panic_in_apply_stops_that_group_on_every_member_and_nothing_else() {
     let nodes: Vec<Node> = members.iter().map(|it| it.node.clone()).collect();
     let others = other_group(&nodes).await;
     for member in &members {
-        within("a write", member.group.execute(false)).await.expect("written");
+        within("a write", member.group.execute(false))
+            .await
+            .expect("written");
     }
     let broken = within("the command that breaks", members[1].group.execute(true)).await;
     let fate = broken.expect_err("no output");
@@ -89,11 +91,17 @@ async fn a_panic_in_apply_stops_that_group_on_every_member_and_nothing_else() {
             Err(ExecuteError::Stopped(stopped)) => says_so(stopped.reason()),
             other => panic!("{other:?}"),
         }
-        assert_eq!(member.group.query_local(()), 3, "the state before it is still shown");
+        assert_eq!(
+            member.group.query_local(()),
+            3,
+            "the state before it is still shown"
+        );
     }
     for (number, group) in others.iter().enumerate() {
         let write = group.execute(MapCommand::put(format!("{number}"), "on"));
-        within("the other group goes on", write).await.expect("written");
+        within("the other group goes on", write)
+            .await
+            .expect("written");
     }
 
     // It comes again at the restart, on each member.
@@ -107,7 +115,12 @@ async fn a_panic_in_apply_stops_that_group_on_every_member_and_nothing_else() {
         match within("the restart", node.join(&ticket, Brittle::default())).await {
             Err(error) => says_so(&error.to_string()),
             Ok(group) => {
-                let member = Member { node, group, place, config: config.clone() };
+                let member = Member {
+                    node,
+                    group,
+                    place,
+                    config: config.clone(),
+                };
                 says_so(&member.stop_reason().await);
             }
         }
@@ -148,6 +161,10 @@ async fn a_panic_in_a_query_reaches_only_who_asked() {
     let asked = tokio::spawn(member.group.query(true));
     let panicked = within("the query", asked).await.expect_err("it panics");
     assert!(panicked.is_panic());
-    within("a query", member.group.query(false)).await.expect("answered");
-    within("a write", member.group.execute(())).await.expect("written");
+    within("a query", member.group.query(false))
+        .await
+        .expect("answered");
+    within("a write", member.group.execute(()))
+        .await
+        .expect("written");
 }

@@ -5,13 +5,19 @@ use std::time::{Duration, Instant};
 use quorate::{Map, MapCommand, Role, config::Config};
 
 use crate::{
-    cluster::{Member, Place, Resting, below, group_at, group_of, settled, temporary, views, within},
+    cluster::{
+        Member, Place, Resting, below, group_at, group_of, settled, temporary, views, within,
+    },
     ledger::{Ledger, assert_equal},
 };
 
 /// Takes a snapshot early and keeps next to nothing of the journal behind it.
 fn snapshots_soon() -> Config {
-    Config { snapshot_after_bytes: 8 * 1024, journal_entries_kept: 4, ..Config::default() }
+    Config {
+        snapshot_after_bytes: 8 * 1024,
+        journal_entries_kept: 4,
+        ..Config::default()
+    }
 }
 
 /// Writes until the leader has put a snapshot in the place of its journal's beginning.
@@ -42,7 +48,9 @@ async fn a_late_joiner_catches_up_by_the_journal() {
     for n in 0..500 {
         let writer = &members[n % 3].group;
         let command = MapCommand::put(format!("key {n}"), vec![7; n]);
-        within("a write", writer.execute(command)).await.expect("written");
+        within("a write", writer.execute(command))
+            .await
+            .expect("written");
     }
     let ticket = members[1].group.ticket();
     members.push(Member::join(Place::MEMORY, &Config::default(), &ticket).await);
@@ -72,7 +80,9 @@ async fn a_late_joiner_catches_up_by_a_snapshot() {
     assert_eq!(members[3].node.metrics().snapshots_installed, 1);
     // It goes on from the snapshot, and its sessions are everybody's.
     for member in &members {
-        within("a write", member.group.execute("after".into())).await.expect("written");
+        within("a write", member.group.execute("after".into()))
+            .await
+            .expect("written");
     }
     let last = views(&members).await;
     assert_equal(&last);
@@ -109,31 +119,53 @@ async fn leave_and_join_again(places: Vec<Place>) {
     let mut members = group_at::<Ledger>(places, &config).await;
     let leader = settled(&members).await;
     let leaving = members.remove((leader + 1) % 3);
-    within("a write", leaving.group.execute("before".into())).await.expect("written");
+    within("a write", leaving.group.execute("before".into()))
+        .await
+        .expect("written");
     let (old, peer) = (leaving.id(), leaving.peer());
-    within("leaving", leaving.group.leave()).await.expect("left");
+    within("leaving", leaving.group.leave())
+        .await
+        .expect("left");
     assert!(leaving.node.groups().is_empty());
     let reason = leaving.stop_reason().await;
     assert!(reason.contains("left the group"), "{reason}");
     for member in &members {
         member
-            .status_when("the group shrinks", |it| it.members.iter().all(|m| m.member != old))
+            .status_when("the group shrinks", |it| {
+                it.members.iter().all(|m| m.member != old)
+            })
             .await;
-        within("a write", member.group.execute("meanwhile".into())).await.expect("written");
+        within("a write", member.group.execute("meanwhile".into()))
+            .await
+            .expect("written");
     }
     // On the running node, and once more after a restart.
-    let Member { node, config, place, .. } = leaving;
+    let Member {
+        node,
+        config,
+        place,
+        ..
+    } = leaving;
     let ticket = members[0].group.ticket();
     let again = within("joining again", node.join(&ticket, Ledger::default())).await;
-    let again = Member { node, group: again.expect("joined"), place, config };
+    let again = Member {
+        node,
+        group: again.expect("joined"),
+        place,
+        config,
+    };
     assert_ne!(again.id(), old, "a member id is never used twice");
     assert_eq!(again.peer(), peer);
-    again.status_when("it votes again", |it| it.role == Role::Follower).await;
+    again
+        .status_when("it votes again", |it| it.role == Role::Follower)
+        .await;
     let member = again.id();
     let again: Member<Ledger> = again.rest().await.start().await;
     assert_eq!(again.id(), member, "a restart keeps the id");
     members.push(again);
-    within("a write", members[2].group.execute("after".into())).await.expect("written");
+    within("a write", members[2].group.execute("after".into()))
+        .await
+        .expect("written");
     let views = views(&members).await;
     assert_equal(&views);
     assert_eq!(views[2].len(), 4);
@@ -156,10 +188,14 @@ async fn a_wiped_node_comes_back_as_a_new_member() {
     let places = ["a", "b", "c"].map(|it| below(&root, it)).to_vec();
     let mut members = group_at::<Ledger>(places, &Config::default()).await;
     let leader = settled(&members).await;
-    within("a write", members[leader].group.execute("before".into())).await.expect("written");
+    within("a write", members[leader].group.execute("before".into()))
+        .await
+        .expect("written");
     let lost = members.remove((leader + 1) % 3);
     let (old_id, old_peer) = (lost.id(), lost.peer());
-    let Place::Directory(directory) = lost.place.clone() else { panic!("it is on disk") };
+    let Place::Directory(directory) = lost.place.clone() else {
+        panic!("it is on disk")
+    };
     let ticket = lost.rest().await.ticket;
     std::fs::remove_dir_all(&directory).expect("wiped");
 
@@ -168,7 +204,9 @@ async fn a_wiped_node_comes_back_as_a_new_member() {
     assert_ne!(back.id(), old_id);
     assert_ne!(back.peer(), old_peer, "the secret key was wiped as well");
     // Its former self still counts, until it is removed.
-    within("removing", back.group.remove(old_id)).await.expect("removed");
+    within("removing", back.group.remove(old_id))
+        .await
+        .expect("removed");
     members.push(back);
     for member in &members {
         member
@@ -177,7 +215,9 @@ async fn a_wiped_node_comes_back_as_a_new_member() {
             })
             .await;
     }
-    within("a write", members[2].group.execute("after".into())).await.expect("written");
+    within("a write", members[2].group.execute("after".into()))
+        .await
+        .expect("written");
     let views = views(&members).await;
     assert_equal(&views);
     assert_eq!(views[2].len(), 2);
@@ -189,10 +229,14 @@ async fn a_node_that_lost_its_data_and_kept_its_key_replaces_its_former_self() {
     let places = ["a", "b", "c"].map(|it| below(&root, it)).to_vec();
     let mut members = group_at::<Ledger>(places, &Config::default()).await;
     let leader = settled(&members).await;
-    within("a write", members[leader].group.execute("before".into())).await.expect("written");
+    within("a write", members[leader].group.execute("before".into()))
+        .await
+        .expect("written");
     let lost = members.remove((leader + 1) % 3);
     let (old_id, peer) = (lost.id(), lost.peer());
-    let Place::Directory(directory) = lost.place.clone() else { panic!("it is on disk") };
+    let Place::Directory(directory) = lost.place.clone() else {
+        panic!("it is on disk")
+    };
     let resting = lost.rest().await;
     for part in ["db", "snapshots"] {
         std::fs::remove_dir_all(directory.join(part)).expect("wiped");

@@ -62,8 +62,14 @@ pub(crate) fn assert_one_order(entries: &Entries) {
         let follows = before.is_some_and(|it| {
             it.term == at.term && it.index == at.index && it.offset + 1 == at.offset
         });
-        assert!(starts || follows, "{command} stands at {at:?} behind {before:?}");
-        assert!(before.is_none_or(|it| it < *at), "{command} stands at {at:?} behind {before:?}");
+        assert!(
+            starts || follows,
+            "{command} stands at {at:?} behind {before:?}"
+        );
+        assert!(
+            before.is_none_or(|it| it < *at),
+            "{command} stands at {at:?} behind {before:?}"
+        );
         before = Some(*at);
     }
 }
@@ -72,7 +78,11 @@ pub(crate) fn assert_one_order(entries: &Entries) {
 pub(crate) fn assert_equal(views: &[Entries]) {
     for view in views {
         assert_one_order(view);
-        assert_eq!(view.len(), views[0].len(), "the members hold different numbers of entries");
+        assert_eq!(
+            view.len(),
+            views[0].len(),
+            "the members hold different numbers of entries"
+        );
         let differs = view.iter().zip(&views[0]).find(|(one, other)| one != other);
         assert_eq!(differs, None, "the members differ");
     }

@@ -67,7 +67,11 @@ async fn bonds_tell_who_comes_and_who_goes() {
         within("the bond shows", bonds.changed()).await;
     }
     let here = bonds.get(&second.peer()).expect("it is there");
-    let there = second.group.bonds().get(&first.peer()).expect("it is there as well");
+    let there = second
+        .group
+        .bonds()
+        .get(&first.peer())
+        .expect("it is there as well");
     assert_eq!(here.id(), there.id(), "both sides name the bond alike");
     assert_eq!(here.peer(), second.peer());
     assert_eq!(bonds.iter().count(), 1);
@@ -98,14 +102,19 @@ async fn a_bond_that_was_closed_is_made_anew() {
         old.close("a test");
         within("it ends", old.terminated()).await;
         let renewed = async {
-            while bonds.get(&members[1].peer()).is_none_or(|it| it.id() == old.id()) {
+            while bonds
+                .get(&members[1].peer())
+                .is_none_or(|it| it.id() == old.id())
+            {
                 bonds.changed().await;
             }
         };
         within("another bond", renewed).await;
         let value = format!("{round}");
         let written = members[1].group.execute(MapCommand::put("round", value));
-        within("a write over the new bond", written).await.expect("written");
+        within("a write over the new bond", written)
+            .await
+            .expect("written");
     }
 }
 
@@ -131,12 +140,23 @@ async fn twenty_groups_share_one_connection_a_pair() {
     }
     for (number, group) in groups.iter().chain(&joined).enumerate() {
         let writing = group.execute(MapCommand::put(format!("{number}"), "here"));
-        within("a write in each group, by each node", writing).await.expect("written");
-        assert!(nodes.iter().all(|it| it.connections() <= 2), "more connections than pairs");
+        within("a write in each group, by each node", writing)
+            .await
+            .expect("written");
+        assert!(
+            nodes.iter().all(|it| it.connections() <= 2),
+            "more connections than pairs"
+        );
     }
     for group in &joined {
-        let length = within("a read", group.query(MapQuery::Len)).await.expect("answered");
-        assert_eq!(length, quorate::MapAnswer::Len(3), "a group holds its own writes only");
+        let length = within("a read", group.query(MapQuery::Len))
+            .await
+            .expect("answered");
+        assert_eq!(
+            length,
+            quorate::MapAnswer::Len(3),
+            "a group holds its own writes only"
+        );
     }
     for node in &nodes {
         assert_eq!(node.groups().len(), 20);

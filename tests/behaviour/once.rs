@@ -89,12 +89,17 @@ async fn check(what: &str, members: &[Member<Ledger>], clients: Vec<JoinHandle<T
     let doubled: Vec<_> = counts.iter().filter(|(_, count)| **count != 1).collect();
     assert!(doubled.is_empty(), "not exactly once: {doubled:?}");
     assert_eq!(counts.len(), count, "applied and acknowledged differ");
-    let places: BTreeMap<&str, Position> =
-        views[0].iter().map(|(at, command)| (command.as_str(), *at)).collect();
+    let places: BTreeMap<&str, Position> = views[0]
+        .iter()
+        .map(|(at, command)| (command.as_str(), *at))
+        .collect();
     for (command, at) in &all.acknowledged {
         let applied = places.get(command.as_str());
         assert!(applied.is_some(), "{command} was acknowledged and is lost");
-        assert!(at.is_none() || at.as_ref() == applied, "{command}: {at:?}, not {applied:?}");
+        assert!(
+            at.is_none() || at.as_ref() == applied,
+            "{command}: {at:?}, not {applied:?}"
+        );
     }
 }
 
@@ -124,7 +129,10 @@ async fn each_command_is_applied_once_while_the_leadership_goes_round() {
         }
     }
     done.store(true, Ordering::Relaxed);
-    let what = format!("{moved} transfers, {refused} refused, in {:?}", started.elapsed());
+    let what = format!(
+        "{moved} transfers, {refused} refused, in {:?}",
+        started.elapsed()
+    );
     check(&what, &members, clients).await;
     assert!(moved >= 10, "too few transfers to show anything");
 }
@@ -151,7 +159,9 @@ async fn batches_are_applied_once_while_bonds_break() {
         let (group, done) = (member.group.clone(), Arc::clone(&done));
         tokio::spawn(async move {
             let enough = move |_: &u64| !done.load(Ordering::Relaxed);
-            let commands = (0..100_000).take_while(enough).map(move |n| format!("{who}/{n}"));
+            let commands = (0..100_000)
+                .take_while(enough)
+                .map(move |n| format!("{who}/{n}"));
             let mut results = Box::pin(group.execute_many(commands));
             let (mut acknowledged, mut unclear) = (0, Vec::new());
             while let Some(result) = results.next().await {

@@ -21,7 +21,9 @@ async fn restart_one_then_all(places: Vec<Place>) {
     let mut members = group_at::<Ledger>(places, &Config::default()).await;
     for n in 0..30 {
         let group = &members[n % 3].group;
-        within("a write", group.execute(format!("{n}"))).await.expect("written");
+        within("a write", group.execute(format!("{n}")))
+            .await
+            .expect("written");
     }
     for round in 0..3 {
         let addr = members[0].node.addr();
@@ -29,7 +31,9 @@ async fn restart_one_then_all(places: Vec<Place>) {
         assert_eq!(back.node.addr(), addr, "the same port");
         members.push(back);
         let write = members[2].group.execute(format!("after restart {round}"));
-        within("a write through who came back", write).await.expect("written");
+        within("a write through who came back", write)
+            .await
+            .expect("written");
     }
     let before = views(&members).await;
     assert_equal(&before);
@@ -45,7 +49,9 @@ async fn restart_one_then_all(places: Vec<Place>) {
     let after = views(&members).await;
     assert_equal(&after);
     assert_eq!(after[0], before[0], "something was lost");
-    within("a write", members[1].group.execute("on".into())).await.expect("written");
+    within("a write", members[1].group.execute("on".into()))
+        .await
+        .expect("written");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -64,9 +70,13 @@ async fn a_single_member_comes_back_with_everything() {
     let root = temporary();
     let mut member = Member::<Ledger>::found(below(&root, "a"), &Config::default()).await;
     for round in 0..5 {
-        within("a write", member.group.execute(format!("{round}"))).await.expect("written");
+        within("a write", member.group.execute(format!("{round}")))
+            .await
+            .expect("written");
         member = member.rest().await.start().await;
-        within("ready", member.group.ready()).await.expect("it runs");
+        within("ready", member.group.ready())
+            .await
+            .expect("it runs");
         assert_eq!(member.group.view().1.len(), round + 1);
     }
 }
@@ -143,7 +153,9 @@ async fn a_rolling_restart_under_load_loses_nothing_acknowledged() {
         let down = members.remove(at).rest().await;
         tokio::time::sleep(Duration::from_millis(100)).await;
         let back: Member<Ledger> = down.start().await;
-        within("it has caught up", back.group.ready()).await.expect("it runs");
+        within("it has caught up", back.group.ready())
+            .await
+            .expect("it runs");
         set(at, Some(back.group.clone()));
         members.insert(at, back);
     }
@@ -159,10 +171,17 @@ async fn a_rolling_restart_under_load_loses_nothing_acknowledged() {
             assert_eq!(counts.get(command), Some(&1), "{command} was acknowledged");
         }
         for command in &told.unknown {
-            assert!(counts.get(command).is_none_or(|it| *it == 1), "{command} is doubled");
+            assert!(
+                counts.get(command).is_none_or(|it| *it == 1),
+                "{command} is doubled"
+            );
         }
         for command in &told.refused {
-            assert_eq!(counts.get(command), None, "{command} was said not to be applied");
+            assert_eq!(
+                counts.get(command),
+                None,
+                "{command} was said not to be applied"
+            );
         }
         acknowledged += told.acknowledged.len();
         unknown += told.unknown.len();
@@ -184,7 +203,9 @@ async fn after_the_leader_stops_in_order_the_next_write_takes_less_than_50_ms() 
     for round in 0..9 {
         let leader = settled(&members).await;
         let survivor = members[(leader + 1) % 3].group.clone();
-        within("a write", survivor.execute("warm".into())).await.expect("written");
+        within("a write", survivor.execute("warm".into()))
+            .await
+            .expect("written");
         let leaving = members.remove(leader);
         let done = Arc::new(AtomicBool::new(false));
         let ended = Arc::clone(&done);

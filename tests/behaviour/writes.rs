@@ -43,18 +43,35 @@ async fn concurrent_writes_through_all_members_stand_in_one_gapless_order() {
     assert_eq!(entries.len(), 903);
     for member in &members {
         let (through, view) = member.group.view();
-        assert!(written.iter().all(|((at, _), _)| *at <= through), "a view without its position");
+        assert!(
+            written.iter().all(|((at, _), _)| *at <= through),
+            "a view without its position"
+        );
         assert_eq!(view.len(), 903);
     }
     for ((at, place), command) in written {
         let (applied_at, there) = &entries[usize::try_from(place).expect("small")];
-        assert_eq!((&at, &command), (applied_at, there), "what its writer was told");
+        assert_eq!(
+            (&at, &command),
+            (applied_at, there),
+            "what its writer was told"
+        );
     }
-    assert_eq!(members[0].group.status().term, term, "the leader changed: nothing is shown");
+    assert_eq!(
+        members[0].group.status().term,
+        term,
+        "the leader changed: nothing is shown"
+    );
     let indices: Vec<u64> = entries.iter().skip(2).map(|(at, _)| at.index).collect();
     let gap = indices.windows(2).find(|it| it[1] > it[0] + 1);
-    assert_eq!(gap, None, "an entry of the journal between them holds no command");
-    println!("903 commands in {} entries", indices.last().expect("some") - indices[0] + 1);
+    assert_eq!(
+        gap, None,
+        "an entry of the journal between them holds no command"
+    );
+    println!(
+        "903 commands in {} entries",
+        indices.last().expect("some") - indices[0] + 1
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -62,7 +79,10 @@ async fn many_commands_from_a_follower_keep_their_order() {
     let members = group_of::<Ledger>(3).await;
     let follower = (settled(&members).await + 1) % 3;
     let commands: Vec<String> = (0..5_000).map(|n| format!("{n}")).collect();
-    let outputs = members[follower].group.execute_many(commands.clone()).collect::<Vec<_>>();
+    let outputs = members[follower]
+        .group
+        .execute_many(commands.clone())
+        .collect::<Vec<_>>();
     let outputs = within("all outputs", outputs).await;
     for (number, output) in outputs.into_iter().enumerate() {
         assert_eq!(output.expect("written"), number as u64);
@@ -104,10 +124,19 @@ async fn dropping_the_future_does_not_cancel_the_command() {
         let group = &members[member].group;
         let mut executing = Box::pin(group.execute(name.into()));
         // Polled once: the command is handed in.
-        assert!((&mut executing).now_or_never().is_none(), "nothing is acknowledged at once");
+        assert!(
+            (&mut executing).now_or_never().is_none(),
+            "nothing is acknowledged at once"
+        );
         drop(executing);
         let applied = async {
-            while !group.query(()).await.expect("read").iter().any(|(_, it)| it == name) {
+            while !group
+                .query(())
+                .await
+                .expect("read")
+                .iter()
+                .any(|(_, it)| it == name)
+            {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
@@ -120,7 +149,9 @@ async fn dropping_the_future_does_not_cancel_the_command() {
 async fn dropping_all_handles_does_not_stop_the_group() {
     let mut members = group_of::<Ledger>(3).await;
     let (first, rest) = (members.remove(0), members);
-    let [second, third] = <[Member<Ledger>; 2]>::try_from(rest).ok().expect("two are left");
+    let [second, third] = <[Member<Ledger>; 2]>::try_from(rest)
+        .ok()
+        .expect("two are left");
     let Member { node, group, .. } = third;
     let id = group.id();
     drop(group);
@@ -134,10 +165,15 @@ async fn dropping_all_handles_does_not_stop_the_group() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_command_that_is_too_large_is_refused_before_anything_is_proposed() {
-    let config = Config { command_bytes_max: 1_000, ..Config::default() };
+    let config = Config {
+        command_bytes_max: 1_000,
+        ..Config::default()
+    };
     let members = group_at::<Ledger>(vec![Place::MEMORY; 3], &config).await;
     for member in &members {
-        within("a write", member.group.execute("warm".into())).await.expect("written");
+        within("a write", member.group.execute("warm".into()))
+            .await
+            .expect("written");
     }
     views(&members).await;
     let before = members[0].group.status().committed_index;
@@ -145,15 +181,24 @@ async fn a_command_that_is_too_large_is_refused_before_anything_is_proposed() {
     for member in &members {
         let refused = member.group.execute("x".repeat(999)).await;
         match refused {
-            Err(ExecuteError::NotApplied(NotApplied::TooLarge { bytes: 1_001, max: 1_000 })) => {}
+            Err(ExecuteError::NotApplied(NotApplied::TooLarge {
+                bytes: 1_001,
+                max: 1_000,
+            })) => {}
             other => panic!("{other:?}"),
         }
     }
     views(&members).await;
-    assert_eq!(members[0].group.status().committed_index, before, "something was proposed");
+    assert_eq!(
+        members[0].group.status().committed_index,
+        before,
+        "something was proposed"
+    );
     for member in &members {
         let largest = member.group.execute("x".repeat(998));
-        within("the largest", largest).await.expect("just small enough");
+        within("the largest", largest)
+            .await
+            .expect("just small enough");
     }
     let mixed = ["a".to_owned(), "x".repeat(2_000), "b".to_owned()];
     let results = members[1].group.execute_many(mixed).collect::<Vec<_>>();
@@ -168,7 +213,9 @@ async fn a_stopped_group_says_so_and_leaves_no_task_behind() {
     let runtime = tokio::runtime::Handle::current();
     let before = runtime.metrics().num_alive_tasks();
     let members = group_of::<Ledger>(3).await;
-    within("a write", members[0].group.execute("a".into())).await.expect("written");
+    within("a write", members[0].group.execute("a".into()))
+        .await
+        .expect("written");
     let started = std::time::Instant::now();
     for member in &members {
         within("a shutdown", member.node.shutdown()).await;
@@ -176,11 +223,21 @@ async fn a_stopped_group_says_so_and_leaves_no_task_behind() {
     println!("three shutdowns took {:?}", started.elapsed());
     for member in &members {
         let refused = member.group.execute("b".into()).await;
-        assert!(matches!(refused, Err(ExecuteError::Stopped(_))), "{refused:?}");
+        assert!(
+            matches!(refused, Err(ExecuteError::Stopped(_))),
+            "{refused:?}"
+        );
         let error = refused.expect_err("stopped").to_string();
         assert!(error.contains("shut down"), "{error}");
-        let many = member.group.execute_many(["c".to_owned()]).collect::<Vec<_>>().await;
-        assert!(matches!(many[..], [Err(ExecuteError::Stopped(_))]), "{many:?}");
+        let many = member
+            .group
+            .execute_many(["c".to_owned()])
+            .collect::<Vec<_>>()
+            .await;
+        assert!(
+            matches!(many[..], [Err(ExecuteError::Stopped(_))]),
+            "{many:?}"
+        );
         let unread = member.group.query(()).await;
         assert!(matches!(unread, Err(QueryError::Stopped(_))), "{unread:?}");
         assert!(member.group.ready().await.is_err());
@@ -194,7 +251,13 @@ async fn a_stopped_group_says_so_and_leaves_no_task_behind() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    if tokio::time::timeout(Duration::from_secs(5), quiet).await.is_err() {
-        panic!("{} tasks are left", runtime.metrics().num_alive_tasks() - before);
+    if tokio::time::timeout(Duration::from_secs(5), quiet)
+        .await
+        .is_err()
+    {
+        panic!(
+            "{} tasks are left",
+            runtime.metrics().num_alive_tasks() - before
+        );
     }
 }
