@@ -110,8 +110,9 @@ impl<M: StateMachine> Group<M> {
         self.replica.mesh().bonds()
     }
 
-    /// The latest state that this member has applied, with the position of the last command in it.
-    /// It may be behind the group's; see [`Group::query`] for reads that are not.
+    /// The latest state that this member has applied, and through which position: it holds every
+    /// command that stands there or before, and none behind. It may be behind the group's; see
+    /// [`Group::query`] for reads that are not.
     #[must_use]
     pub fn view(&self) -> (Position, M::View) {
         self.views.latest()

@@ -31,7 +31,7 @@ pub struct Status {
     pub leader: Option<MemberId>,
     /// Everybody in the membership, this member included, in the order of their ids.
     pub members: Vec<MemberStatus>,
-    /// The last command in the state that local queries see; all zero before the first.
+    /// Through which position the state that local queries see holds every command.
     pub applied: Position,
     /// The last journal index known here to be committed.
     pub committed_index: u64,
