@@ -539,7 +539,7 @@ async fn open_place(
         Place::Memory(disk) => {
             let _ = config;
             let (store, secret) = match disk {
-                Some(disk) => match disk.store.reopened() {
+                Some(disk) => match disk.store.reopened(Arc::clone(counters)) {
                     Some(store) => (store, disk.secret),
                     None => (disk.store, disk.secret),
                 },

@@ -102,21 +102,12 @@ impl Store {
 
     /// What a restart would find of an in-memory store: another one over the same data, open and
     /// healthy whatever became of this one. Nothing if this one is on disk.
-    pub(crate) fn reopened(&self) -> Option<Self> {
+    pub(crate) fn reopened(&self, counters: Arc<Counters>) -> Option<Self> {
         if self.inner.engine.is_durable() {
             return None;
         }
-        let Inner {
-            engine,
-            shelf,
-            counters,
-            ..
-        } = &*self.inner;
-        Some(Self::over_memory(
-            Arc::clone(engine),
-            Arc::clone(shelf),
-            Arc::clone(counters),
-        ))
+        let Inner { engine, shelf, .. } = &*self.inner;
+        Some(Self::over_memory(Arc::clone(engine), Arc::clone(shelf), counters))
     }
 
     /// Something once the store has failed, for good: no group may go on.

@@ -493,7 +493,7 @@ fn an_in_memory_store_is_found_again_after_a_restart() {
         .build_next("m".into(), |_| Ok(()))
         .expect("built");
     store.close();
-    let store = store.reopened().expect("in memory");
+    let store = store.reopened(Arc::default()).expect("in memory");
     assert_eq!(
         read_all(&store.journal(local).expect("journal")),
         records(0..3, 1)
