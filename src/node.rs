@@ -197,7 +197,10 @@ impl Node {
         let settled = watch.wait_for(|it| it.leader.is_some() || it.stopped.is_some());
         let _ = tokio::time::timeout(limit, settled).await;
         match replica.stopped() {
-            Some(cause) => Err(CreateError::Stopped(Stopped::new(cause))),
+            Some(cause) => {
+                opening.give_up().await;
+                Err(CreateError::Stopped(Stopped::new(cause)))
+            }
             None => {
                 opening.done();
                 Ok(group)
@@ -244,6 +247,7 @@ impl Node {
                     let removing = tokio::task::spawn_blocking(move || store.remove_group(local));
                     removing.await.map_err(io::Error::other)??;
                 }
+                opening.give_up().await;
                 Err(error)
             }
         }
@@ -415,6 +419,20 @@ impl Opening {
     fn done(mut self) {
         self.replica = None;
     }
+
+    /// Stops the group and frees its place before this returns, so that a caller who is told of
+    /// the failure can try again at once.
+    async fn give_up(mut self) {
+        if let Some(replica) = &self.replica {
+            give_up(replica, &self.registry).await;
+        }
+        self.replica = None;
+    }
+}
+
+async fn give_up(replica: &Replica, registry: &Registry) {
+    replica.stop(Cause::new("opening the group was given up")).await;
+    registry.remove(&replica.record().id);
 }
 
 impl Drop for Opening {
@@ -423,10 +441,7 @@ impl Drop for Opening {
             return;
         };
         let registry = self.registry.clone();
-        tokio::spawn(async move {
-            replica.stop(Cause::new("opening the group was given up")).await;
-            registry.remove(&replica.record().id);
-        });
+        tokio::spawn(async move { give_up(&replica, &registry).await });
     }
 }
 

@@ -297,7 +297,7 @@ async fn joining_through_dead_addresses_lists_them_all() {
     }
     assert!(
         node.groups().is_empty(),
-        "what did not come about is not listed"
+        "what did not come about has no place"
     );
 }
 
