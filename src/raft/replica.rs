@@ -452,9 +452,12 @@ impl Replica {
                     });
                 }
             }
-            MeshEvent::Silent(bond) => self.lost_member(bond.member()),
+            MeshEvent::Silent(bond) => {
+                self.lost_member(bond.member());
+                self.told.send_modify(|_| {}); // whoever watches the status looks again
+            }
             MeshEvent::Ended(bond, _) => self.lost_member(bond.member()),
-            MeshEvent::Heard(_) => {}
+            MeshEvent::Heard(_) => self.told.send_modify(|_| {}),
             MeshEvent::Departed(Proven { member, .. }) => {
                 lock(&self.departed).insert(member);
                 self.lost_member(member);
