@@ -566,6 +566,10 @@ impl Replica {
             .clone()
     }
 
+    pub(super) fn applied(&self) -> watch::Receiver<Applied> {
+        self.applied.clone()
+    }
+
     pub(super) fn counters(&self) -> &Counters {
         &self.counters
     }
