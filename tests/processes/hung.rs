@@ -97,7 +97,11 @@ fn wake_and_read(cluster: &mut Cluster, hung: usize, others: &[usize]) {
     let waiting: Vec<_> = (0..8)
         .map(|_| {
             let count = cluster.history.count();
-            (count, last, cluster.process(hung).begin(&format!("read {last}")))
+            (
+                count,
+                last,
+                cluster.process(hung).begin(&format!("read {last}")),
+            )
         })
         .collect();
     let write = cluster.process(hung).begin(&format!("put {own}"));
@@ -109,7 +113,11 @@ fn wake_and_read(cluster: &mut Cluster, hung: usize, others: &[usize]) {
         let id = cluster.fresh_id();
         cluster.process(others[0]).put(id);
         let count = cluster.history.count();
-        reads.push((count, id, cluster.process(hung).begin(&format!("read {id}"))));
+        reads.push((
+            count,
+            id,
+            cluster.process(hung).begin(&format!("read {id}")),
+        ));
     }
     for (count, id, asked) in reads {
         let answer = cluster.process(hung).answer("a read", &asked);
@@ -118,9 +126,14 @@ fn wake_and_read(cluster: &mut Cluster, hung: usize, others: &[usize]) {
             panic!("a woken member with a quorum must answer: {answer}");
         };
         let seen: usize = seen.parse().expect("a count");
-        assert!(found == "true" && seen >= count, "stale: {answer}, wanted {count} and {id:x}");
+        assert!(
+            found == "true" && seen >= count,
+            "stale: {answer}, wanted {count} and {id:x}"
+        );
     }
-    let answer = cluster.process(hung).answer("the woken member's write", &write);
+    let answer = cluster
+        .process(hung)
+        .answer("the woken member's write", &write);
     assert!(answer.starts_with("acked "), "{answer}");
     for seat in 0..3 {
         cluster.process(seat).ask("await reached 3");

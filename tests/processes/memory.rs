@@ -50,11 +50,16 @@ fn watch(cluster: &mut Cluster, seats: &[usize], time: Duration) -> Vec<u64> {
 #[test]
 fn memory_stays_bounded_while_a_follower_hangs_under_full_write_load() {
     let time = Duration::from_secs(if heavy() { 60 } else { 15 });
-    let settings = [(member::SNAPSHOT_AFTER, 8 * 1024 * 1024), (member::ENTRIES_KEPT, 256)];
+    let settings = [
+        (member::SNAPSHOT_AFTER, 8 * 1024 * 1024),
+        (member::ENTRIES_KEPT, 256),
+    ];
     let mut cluster = Cluster::start(3, &Turn::Alone, &settings);
     let leader = cluster.leader();
     let hung = cluster.other_than(leader);
-    let other = (0..3).find(|it| *it != leader && *it != hung).expect("three");
+    let other = (0..3)
+        .find(|it| *it != leader && *it != hung)
+        .expect("three");
     // 4 MiB of state, overwritten again and again.
     cluster.process(other).ask("fill 256 1024 4096");
     let seats = [leader, other];
@@ -65,14 +70,23 @@ fn memory_stays_bounded_while_a_follower_hangs_under_full_write_load() {
     let mut highest = watch(&mut cluster, &seats, time);
     // On a slow machine as well, more than a queue without a limit could hide.
     while (done(&mut cluster, other) - before) * WRITE_KIB < ENOUGH {
-        assert!(hung_at.elapsed() < time + PATIENCE, "too little was written to tell");
-        higher(&mut highest, watch(&mut cluster, &seats, Duration::from_secs(1)));
+        assert!(
+            hung_at.elapsed() < time + PATIENCE,
+            "too little was written to tell"
+        );
+        higher(
+            &mut highest,
+            watch(&mut cluster, &seats, Duration::from_secs(1)),
+        );
     }
     let time = hung_at.elapsed();
     let after = done(&mut cluster, other);
     cluster.process(hung).wake();
     // It is behind by more than the journal kept, so a snapshot goes out under full load, too.
-    higher(&mut highest, watch(&mut cluster, &seats, Duration::from_secs(2)));
+    higher(
+        &mut highest,
+        watch(&mut cluster, &seats, Duration::from_secs(2)),
+    );
     cluster.process(other).ask("unload");
     let written = (after - before) * WRITE_KIB / MIB;
     println!(
@@ -87,7 +101,12 @@ fn memory_stays_bounded_while_a_follower_hangs_under_full_write_load() {
     cluster.settle("a follower that hung under full load");
     for (warm, highest) in warm.iter().zip(&highest) {
         assert!(*highest <= BOUND, "{} MiB", highest / MIB);
-        assert!(*highest <= warm + GROWTH, "{} MiB, then {} MiB", warm / MIB, highest / MIB);
+        assert!(
+            *highest <= warm + GROWTH,
+            "{} MiB, then {} MiB",
+            warm / MIB,
+            highest / MIB
+        );
     }
 }
 
@@ -99,17 +118,25 @@ fn higher(highest: &mut [u64], now: Vec<u64>) {
 
 #[test]
 fn memory_stays_bounded_while_a_follower_takes_a_snapshot_slowly() {
-    let settings = [(member::SNAPSHOT_AFTER, 4 * 1024 * 1024), (member::ENTRIES_KEPT, 16)];
+    let settings = [
+        (member::SNAPSHOT_AFTER, 4 * 1024 * 1024),
+        (member::ENTRIES_KEPT, 16),
+    ];
     let mut cluster = Cluster::start(3, &Turn::Alone, &settings);
     let leader = cluster.leader();
     let slow = cluster.other_than(leader);
-    let other = (0..3).find(|it| *it != leader && *it != slow).expect("three");
+    let other = (0..3)
+        .find(|it| *it != leader && *it != slow)
+        .expect("three");
     cluster.kill(slow);
     // 128 MiB of state.
     cluster.process(leader).ask("fill 32 2048 65536");
     let deadline = Instant::now() + PATIENCE;
     while done(&mut cluster, leader) < 2_100 || snapshot_bytes(&cluster, leader) < STATE_BYTES {
-        assert!(Instant::now() < deadline, "no snapshot of the whole state was written");
+        assert!(
+            Instant::now() < deadline,
+            "no snapshot of the whole state was written"
+        );
         thread::sleep(Duration::from_millis(50));
     }
     cluster.process(leader).ask("unload");
@@ -123,11 +150,17 @@ fn memory_stays_bounded_while_a_follower_takes_a_snapshot_slowly() {
     let time = Duration::from_secs(if heavy() { 40 } else { 8 });
     while started.elapsed() < time {
         cluster.process(slow).hang();
-        higher(&mut highest, watch(&mut cluster, &seats, Duration::from_millis(60)));
+        higher(
+            &mut highest,
+            watch(&mut cluster, &seats, Duration::from_millis(60)),
+        );
         cluster.process(slow).wake();
         thread::sleep(Duration::from_millis(10));
     }
-    higher(&mut highest, watch(&mut cluster, &seats, Duration::from_secs(2)));
+    higher(
+        &mut highest,
+        watch(&mut cluster, &seats, Duration::from_secs(2)),
+    );
     cluster.process(slow).ask("ready");
     cluster.process(leader).ask("unload");
     let installed = cluster.process(slow).ask("metrics");
@@ -141,9 +174,15 @@ fn memory_stays_bounded_while_a_follower_takes_a_snapshot_slowly() {
         highest[1] / MIB,
     );
     cluster.settle("a follower that took a snapshot slowly");
-    assert!(!installed.ends_with(" 0"), "it was to need a snapshot: {installed}");
+    assert!(
+        !installed.ends_with(" 0"),
+        "it was to need a snapshot: {installed}"
+    );
     for (before, highest) in before.iter().zip(&highest) {
-        assert!(*highest <= before + SNAPSHOT_GROWTH, "{before} KiB, then {highest} KiB");
+        assert!(
+            *highest <= before + SNAPSHOT_GROWTH,
+            "{before} KiB, then {highest} KiB"
+        );
     }
 }
 
