@@ -12,7 +12,8 @@
 
 use std::time::Duration;
 
-/// How fast a group notices and acts. One preset for a LAN, one for the internet.
+/// How fast a group notices and acts. One preset for a LAN, one for the internet. Give all members
+/// of a group the same: a member that is faster than the others disturbs them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
     /// Between two heartbeats on a bond, and between two of the leader's.
@@ -72,7 +73,8 @@ impl Timing {
 pub struct Config {
     /// How fast a group notices and acts. Default: [`Timing::LAN`].
     pub timing: Timing,
-    /// The largest encoded command, in bytes. Default 1 MiB, at most [`COMMAND_BYTES_LIMIT`].
+    /// The largest encoded command, in bytes. Default 1 MiB, at most [`COMMAND_BYTES_LIMIT`]. Give
+    /// all members the same: a leader refuses what is larger than its own.
     pub command_bytes_max: usize,
     /// Commands of one group that may wait for their answer on this node; more wait for room.
     /// Default 4,096.
@@ -86,16 +88,19 @@ pub struct Config {
     pub query_timeout: Duration,
     /// How long `join` tries to be admitted. Default 30 s.
     pub join_timeout: Duration,
-    /// Members that vote; further ones stay learners. Default 5.
+    /// Members that vote; further ones stay learners. Default 5. The leader's setting counts, so
+    /// give all members the same one.
     pub max_voters: usize,
-    /// Journal entries behind the leader at which a learner counts as caught up. Default 256.
+    /// Journal entries behind the leader at which a learner counts as caught up, and is made a
+    /// voter if there is room. Default 256. The leader's setting counts.
     pub learner_lag_max: u64,
     /// Journal bytes after which a snapshot is taken, unless the state is larger: then that many.
     /// Default 64 MiB.
     pub snapshot_after_bytes: u64,
-    /// Journal entries kept behind a snapshot for members that lag a little. Default 4,096.
+    /// Journal entries kept behind a snapshot, so that members which lag less than that need no
+    /// snapshot. Default 4,096.
     pub journal_entries_kept: u64,
-    /// Groups on one node. Default 1,024.
+    /// Groups on one node; a further one is refused. Default 1,024.
     pub groups_max: usize,
     /// Free disk space below which writes are refused, in bytes. Default 256 MiB.
     pub disk_reserve_bytes: u64,

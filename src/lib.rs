@@ -79,7 +79,7 @@ pub use crate::{
     },
     identity::{
         GroupId, GroupKey, GroupTicket, MemberId, ParseGroupIdError, ParseGroupKeyError,
-        ParseTicketError, ParsePeerIdError, PeerAddr, PeerId,
+        ParseMemberIdError, ParsePeerIdError, ParseTicketError, PeerAddr, PeerId,
     },
     machine::{
         Map, MapAnswer, MapCommand, MapOutput, MapQuery, Position, Snapshot, SnapshotReader,
@@ -90,3 +90,8 @@ pub use crate::{
     node::{CreateError, JoinError, MemoryDisk, Node, NodeBuilder, OpenError, Relay},
     raft::Role,
 };
+
+/// The README's example must compile and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

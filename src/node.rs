@@ -22,8 +22,8 @@ use crate::{
     storage::{GroupRecord, NewGroup, OpenError as StoreError, Store},
 };
 
-/// How long a departing node waits for the parts of its shutdown that need others.
-const RETIRE_TIME_MAX: Duration = Duration::from_secs(3);
+/// How long a node waits for the port of the last time to be free.
+const FORMER_PORT_WAIT: Duration = Duration::from_millis(500);
 
 /// One process's part in any number of groups: one endpoint, one database.
 ///
@@ -79,6 +79,20 @@ pub enum Relay {
 }
 
 /// Settings of a node before it opens.
+///
+/// ```
+/// use quorate::{Node, config::{Config, Timing}};
+///
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let config = Config { timing: Timing::INTERNET, ..Config::default() };
+/// // On disk: `Node::builder("data")`.
+/// let node = Node::in_memory().bind("127.0.0.1:0".parse()?).config(config).open().await?;
+/// assert_eq!(node.addr().peer, node.peer_id());
+/// node.shutdown().await;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct NodeBuilder {
     place: Place,
@@ -134,7 +148,7 @@ impl Node {
         self.inner.links.addr()
     }
 
-    /// Connections to other nodes; groups share them, so there is at most one a node.
+    /// How many nodes this one is connected to. All groups with one node share one connection.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.inner.links.count()
@@ -146,7 +160,7 @@ impl Node {
         self.inner.registry.ids()
     }
 
-    /// The node's counters.
+    /// The node's counters, all of its groups together.
     #[must_use]
     pub fn metrics(&self) -> Metrics {
         self.inner.counters.read()
@@ -155,7 +169,10 @@ impl Node {
     /// Founds a group, with this node as its only voter for now, or resumes it if this directory
     /// already holds the group with this key and machine.
     ///
-    /// Others join with [`Group::ticket`].
+    /// Others join with [`Group::ticket`]. Keep the key, as [`GroupKey::expose`] gives it, where
+    /// nobody else can read it: the node's directory does not hold it, and after a restart this is
+    /// called with the same one. Two groups founded with one key are two groups for good; their
+    /// members refuse each other.
     ///
     /// # Errors
     /// [`CreateError`].
@@ -172,7 +189,7 @@ impl Node {
         };
         let contacts = Vec::new();
         let (group, replica) = self.start(key, record, machine, contacts)?;
-        place.taken(Arc::clone(&replica));
+        let opening = place.taken(Arc::clone(&replica))?;
         // A founder leads as soon as it has its own vote on disk; wait for that, so that the first
         // `execute` finds a leader.
         let mut watch = replica.watch();
@@ -180,11 +197,11 @@ impl Node {
         let settled = watch.wait_for(|it| it.leader.is_some() || it.stopped.is_some());
         let _ = tokio::time::timeout(limit, settled).await;
         match replica.stopped() {
-            Some(cause) => {
-                self.give_up(&replica, &cause).await;
-                Err(CreateError::Stopped(Stopped::new(cause)))
+            Some(cause) => Err(CreateError::Stopped(Stopped::new(cause))),
+            None => {
+                opening.done();
+                Ok(group)
             }
-            None => Ok(group),
         }
     }
 
@@ -213,11 +230,14 @@ impl Node {
         };
         let contacts = ticket.members().to_vec();
         let (group, replica) = self.start(ticket.key().clone(), record, machine, contacts)?;
-        place.taken(Arc::clone(&replica));
+        let opening = place.taken(Arc::clone(&replica))?;
         match self.admitted(&replica).await {
-            Ok(()) => Ok(group),
+            Ok(()) => {
+                opening.done();
+                Ok(group)
+            }
             Err(error) => {
-                self.give_up(&replica, &Cause::new("joining failed")).await;
+                replica.stop(Cause::new("joining failed")).await;
                 let final_no = !matches!(error, JoinError::NoAnswer { .. });
                 if fresh && final_no {
                     let (store, local) = (self.inner.store.clone(), replica.record().local);
@@ -235,7 +255,7 @@ impl Node {
         let cause = Cause::new("the node was shut down");
         let replicas = self.inner.registry.take_all();
         let stopping = replicas.iter().map(|replica| async {
-            let _ = tokio::time::timeout(RETIRE_TIME_MAX, replica.retire()).await;
+            replica.retire().await;
             replica.stop(cause.clone()).await;
         });
         futures_util::future::join_all(stopping).await;
@@ -334,11 +354,6 @@ impl Node {
         }
     }
 
-    async fn give_up(&self, replica: &Replica, cause: &Cause) {
-        replica.stop(cause.clone()).await;
-        self.inner.registry.remove(&replica.record().id);
-    }
-
     /// What this in-memory node holds, to restart it from; none for a node on disk.
     #[must_use]
     pub fn memory_disk(&self) -> Option<MemoryDisk> {
@@ -367,9 +382,17 @@ struct Reserved {
 }
 
 impl Reserved {
-    fn taken(mut self, replica: Arc<Replica>) {
+    /// Puts the replica there; refused once the node is shutting down.
+    fn taken(mut self, replica: Arc<Replica>) -> io::Result<Opening> {
+        let opening = Opening {
+            registry: self.registry.clone(),
+            replica: Some(Arc::clone(&replica)),
+        };
+        if !self.registry.put(replica) {
+            return Err(io::Error::other("the node is shutting down"));
+        }
         self.id = None;
-        self.registry.put(replica);
+        Ok(opening)
     }
 }
 
@@ -378,6 +401,32 @@ impl Drop for Reserved {
         if let Some(id) = self.id {
             self.registry.remove(&id);
         }
+    }
+}
+
+/// A group that runs and that nobody holds yet. Unless it is handed out it is stopped again, also
+/// when the caller does not wait for the end of `create` or `join`.
+struct Opening {
+    registry: Registry,
+    replica: Option<Arc<Replica>>,
+}
+
+impl Opening {
+    fn done(mut self) {
+        self.replica = None;
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        let Some(replica) = self.replica.take() else {
+            return;
+        };
+        let registry = self.registry.clone();
+        tokio::spawn(async move {
+            replica.stop(Cause::new("opening the group was given up")).await;
+            registry.remove(&replica.record().id);
+        });
     }
 }
 
@@ -422,7 +471,7 @@ impl NodeBuilder {
         self
     }
 
-    /// All other settings.
+    /// All other settings. Default: [`Config::default`]. They are checked when the node opens.
     #[must_use]
     pub fn config(mut self, config: Config) -> Self {
         self.config = config;
@@ -533,8 +582,16 @@ async fn bind(
     let remembered = store.node_record()?.and_then(|it| <[u8; 2]>::try_from(it.as_ref()).ok());
     if let Some(port) = remembered.map(u16::from_be_bytes) {
         let at = |addr: &SocketAddr| SocketAddr::new(addr.ip(), port);
-        if let Ok(quic) = Quic::bind(options(wanted.iter().map(at).collect())).await {
-            return Ok(quic);
+        let give_up = tokio::time::Instant::now() + FORMER_PORT_WAIT;
+        loop {
+            match Quic::bind(options(wanted.iter().map(at).collect())).await {
+                Ok(quic) => return Ok(quic),
+                // The former socket of this very process may be about to close.
+                Err(_) if tokio::time::Instant::now() < give_up => {
+                    tokio::time::sleep(FORMER_PORT_WAIT / 50).await;
+                }
+                Err(_) => break,
+            }
         }
         tracing::info!(port, "the port of the last time is taken; another one is used");
     }

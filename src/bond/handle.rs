@@ -13,11 +13,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
 
-use super::{
-    BondId, Lane, LaneError, Proven, StreamKind,
-    lane::LaneClient,
-    stream::Opening,
-};
+use super::{BondId, Lane, LaneError, Proven, StreamKind, lane::LaneClient, stream::Opening};
 use crate::{
     identity::{BootId, MemberId, PeerId},
     net::{BondStream, Link},
@@ -150,7 +146,9 @@ impl Bond {
     /// Hands an encoded control message to the worker. A peer that does not take them is dropped.
     pub(crate) fn tell(&self, message: Bytes) {
         if self.0.outbox.try_send(message).is_err() {
-            self.end(TerminationReason::Protocol("control messages pile up".into()));
+            self.end(TerminationReason::Protocol(
+                "control messages pile up".into(),
+            ));
         }
     }
 

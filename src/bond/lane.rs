@@ -90,7 +90,10 @@ impl LaneClient {
         body: Bytes,
     ) -> Result<Bytes, LaneError> {
         if body.len() > BODY_MAX {
-            return Err(LaneError::TooLarge { bytes: body.len(), max: BODY_MAX });
+            return Err(LaneError::TooLarge {
+                bytes: body.len(),
+                max: BODY_MAX,
+            });
         }
         let kib = (body.len() / 1024 + 1) as u32;
         let room = async { tokio::try_join!(self.slots.acquire(), self.kib.acquire_many(kib)) };
@@ -129,7 +132,10 @@ impl LaneClient {
             if !state.running {
                 state.running = true;
                 let (lane, bond) = (Arc::clone(self), bond.clone());
-                bond.0.tasks.clone().spawn(async move { lane.run(&bond).await });
+                bond.0
+                    .tasks
+                    .clone()
+                    .spawn(async move { lane.run(&bond).await });
             }
         }
         number
@@ -212,7 +218,11 @@ impl LaneClient {
         }
         let (number, status) = (frame.get_u64(), frame.get_u8());
         if let Some(waiting) = self.lock().waiting.remove(&number) {
-            let _ = waiting.send(if status == ANSWERED { Ok(frame) } else { Err(LaneError::Refused) });
+            let _ = waiting.send(if status == ANSWERED {
+                Ok(frame)
+            } else {
+                Err(LaneError::Refused)
+            });
         }
     }
 
@@ -250,7 +260,12 @@ struct LaneServer {
 /// Answers the requests that arrive on a lane which the peer has opened.
 pub(super) async fn serve(bond: Bond, service: Arc<dyn Service>, lane: Lane, stream: BondStream) {
     let BondStream { send, recv } = stream;
-    let mut server = LaneServer { send, recv, handlers: FuturesUnordered::new(), held: 0 };
+    let mut server = LaneServer {
+        send,
+        recv,
+        handlers: FuturesUnordered::new(),
+        held: 0,
+    };
     let served = poll_fn(|cx| server.poll(cx, &bond, &service, lane));
     tokio::select! {
         biased;
@@ -284,7 +299,8 @@ impl LaneServer {
                     Poll::Pending => break,
                 }
             }
-            while let Poll::Ready(Some((number, weight, answer))) = self.handlers.poll_next_unpin(cx)
+            while let Poll::Ready(Some((number, weight, answer))) =
+                self.handlers.poll_next_unpin(cx)
             {
                 self.held -= weight;
                 self.answer(number, answer);
@@ -327,7 +343,8 @@ pub(super) struct EndsOnPanic(pub(super) Bond);
 impl Drop for EndsOnPanic {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.end(TerminationReason::Closed("a handler panicked".into()));
+            self.0
+                .end(TerminationReason::Closed("a handler panicked".into()));
         }
     }
 }

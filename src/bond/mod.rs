@@ -13,6 +13,10 @@ mod worker;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
+pub use self::{
+    handle::{Bond, TerminationReason},
+    handshake::BondId,
+};
 pub(crate) use self::{
     handshake::{Channel, Credentials, FRAME_MAX, HANDSHAKE_TIME, Proof, REFUSAL},
     message::{Introduce, Introduction, MESSAGE_BYTES_MAX, Message, PEERS_MAX, Refusal},
@@ -20,12 +24,8 @@ pub(crate) use self::{
     stream::Opening,
     worker::{Home, Worker},
 };
-pub use self::{
-    handle::{Bond, TerminationReason},
-    handshake::BondId,
-};
 use crate::{
-    identity::{BootId, MemberId, PeerAddr, PeerId},
+    identity::{MemberId, PeerAddr, PeerId},
     net::{BondStream, WireError},
 };
 
@@ -41,7 +41,6 @@ pub(crate) trait Service: Send + Sync + 'static {
     fn admit<'a>(
         &'a self,
         peer: PeerId,
-        boot: BootId,
         theirs: &'a Introduction,
     ) -> BoxFuture<'a, Result<(), Refusal>>;
 
@@ -132,6 +131,10 @@ pub(crate) enum LaneError {
 
 /// An initiator's first frame, for tests that go on wrongly.
 #[cfg(test)]
-pub(crate) fn hello_for_tests(channel: &Channel, credentials: &Credentials, nonce: [u8; 32]) -> Bytes {
+pub(crate) fn hello_for_tests(
+    channel: &Channel,
+    credentials: &Credentials,
+    nonce: [u8; 32],
+) -> Bytes {
     handshake::Initiator::start(channel, credentials, nonce).1
 }

@@ -69,11 +69,17 @@ async fn within<T>(
     opened: Instant,
     handshake: impl Future<Output = Result<T, NotProven>>,
 ) -> Result<T, NotProven> {
-    timeout_at(opened + HANDSHAKE_TIME, handshake).await.unwrap_or(Err(NotProven::Slow))
+    timeout_at(opened + HANDSHAKE_TIME, handshake)
+        .await
+        .unwrap_or(Err(NotProven::Slow))
 }
 
 async fn next(stream: &mut BondStream) -> Result<Bytes, NotProven> {
-    stream.recv.read_frame(FRAME_MAX).await?.ok_or(NotProven::Left)
+    stream
+        .recv
+        .read_frame(FRAME_MAX)
+        .await?
+        .ok_or(NotProven::Left)
 }
 
 /// Why a handshake came to nothing, for the log of this side only.

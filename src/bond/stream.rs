@@ -60,7 +60,9 @@ impl Opening {
 
     pub(crate) fn decode(frame: &[u8]) -> Option<(Self, BondId)> {
         let (code, bond) = frame.split_first()?;
-        let opening = Self::ALL.into_iter().find(|opening| opening.code() == *code)?;
+        let opening = Self::ALL
+            .into_iter()
+            .find(|opening| opening.code() == *code)?;
         Some((opening, BondId::from_bytes(bond.try_into().ok()?)))
     }
 }
@@ -73,7 +75,10 @@ mod tests {
     fn openings_decode_as_they_were_encoded() {
         let bond = BondId::from_bytes([7; 16]);
         for opening in Opening::ALL {
-            assert_eq!(Opening::decode(&opening.encode(bond)), Some((opening, bond)));
+            assert_eq!(
+                Opening::decode(&opening.encode(bond)),
+                Some((opening, bond))
+            );
         }
         assert_eq!(Opening::decode(&[0x10; 18]), None);
         assert_eq!(Opening::decode(&[0x10; 16]), None);

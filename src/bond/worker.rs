@@ -68,7 +68,15 @@ impl Worker {
         stream.send.set_priority(PRIORITY_CONTROL);
         let (bond, told) = Bond::new(proven, boot, link, tasks);
         let heartbeat = Heartbeat::new(timing, Instant::now());
-        Self { bond, told, stream, service, heartbeat, pulse: None, asked: None }
+        Self {
+            bond,
+            told,
+            stream,
+            service,
+            heartbeat,
+            pulse: None,
+            asked: None,
+        }
     }
 
     pub(crate) fn bond(&self) -> &Bond {
@@ -88,7 +96,11 @@ impl Worker {
     async fn run(mut self, home: Arc<dyn Home>) {
         let bond = self.bond.clone();
         // However the task ends, the bond has ended.
-        let panicked = Ends { bond: &bond, home: &*home, done: false };
+        let panicked = Ends {
+            bond: &bond,
+            home: &*home,
+            done: false,
+        };
         let reason = tokio::select! {
             biased;
             reason = bond.terminated() => reason,
@@ -230,8 +242,13 @@ impl Worker {
             _ => return self.stream.send.reset(),
         };
         let cut = why.floor_char_boundary(CLOSE_BYTES_MAX);
-        self.say(&Message::Close { reason: why[..cut].to_owned() });
-        if tokio::time::timeout(FAREWELL, self.stream.send.flush()).await.is_ok() {
+        self.say(&Message::Close {
+            reason: why[..cut].to_owned(),
+        });
+        if tokio::time::timeout(FAREWELL, self.stream.send.flush())
+            .await
+            .is_ok()
+        {
             self.stream.send.finish();
         }
     }

@@ -11,7 +11,6 @@ use super::{
     submit::{Held, Outcome},
 };
 use crate::{
-    error::Cause,
     machine::{Position, StateMachine, decode, encode},
     raft::{Answer, BATCH_BYTES_TARGET, BATCH_COMMANDS_MAX},
 };
@@ -101,11 +100,18 @@ impl<M: StateMachine> Group<M> {
                 return Err(ExecuteError::Unknown(Unresolved(None)));
             };
             let answered = submitter.submit_again(&held).await;
-            sole(answered.await).map(|(_, output)| output)
+            match answered.await {
+                Ok(outcome) => sole(Ok(outcome)).map(|(_, output)| output),
+                // The group is stopping; the place in the session is kept for who asks again.
+                Err(_) => Err(ExecuteError::Unknown(Unresolved(Some(held)))),
+            }
         }
     }
 
     fn encode(&self, command: &M::Command) -> Result<Bytes, ExecuteError> {
+        if let Some(cause) = self.replica.stopped() {
+            return Err(ExecuteError::Stopped(Stopped::new(cause)));
+        }
         let max = self.replica.config().command_bytes_max;
         let encoded = encode(command).map_err(|error| {
             let why = error.to_string();
@@ -115,8 +121,9 @@ impl<M: StateMachine> Group<M> {
             let bytes = encoded.len();
             return Err(ExecuteError::NotApplied(NotApplied::TooLarge { bytes, max }));
         }
-        if let Err(error) = self.replica.store().check_writable() {
-            let why = error.to_string();
+        // What is committed must be readable by every member, so try here what they will do.
+        if let Err(error) = self.replica.check_command()(&encoded) {
+            let why = format!("it does not decode as it was encoded: {error}");
             return Err(ExecuteError::NotApplied(NotApplied::Refused { why }));
         }
         Ok(encoded)
@@ -244,18 +251,20 @@ fn read_answer<O: serde::de::DeserializeOwned>(
     at: Position,
     answer: Answer,
 ) -> Result<(Position, O), ExecuteError> {
-    match answer {
-        Answer::Output(bytes) => match decode(&bytes) {
-            Ok(output) => Ok((at, output)),
-            Err(error) => {
-                let cause = Cause::new(format!("the machine's output cannot be read: {error}"));
-                Err(ExecuteError::Stopped(Stopped::new(cause)))
-            }
-        },
-        Answer::Forgotten | Answer::Expired => Err(ExecuteError::Unknown(Unresolved(None))),
-        Answer::Undecodable => Err(ExecuteError::NotApplied(NotApplied::Refused {
-            why: "the members' machines cannot read this command: update them first".into(),
-        })),
+    let (at, bytes) = match answer {
+        Answer::Output(bytes) => (at, bytes),
+        Answer::Earlier(at, bytes) => (at, bytes),
+        Answer::Lost => {
+            let why = "it is too large, or was given up before".into();
+            return Err(ExecuteError::AnswerLost { why });
+        }
+        Answer::Expired => return Err(ExecuteError::Unknown(Unresolved(None))),
+    };
+    match decode(&bytes) {
+        Ok(output) => Ok((at, output)),
+        Err(error) => Err(ExecuteError::AnswerLost {
+            why: format!("this node's machine cannot read it: {error}"),
+        }),
     }
 }
 
@@ -270,6 +279,12 @@ pub enum ExecuteError {
     /// applying it twice; a fresh `execute` could.
     #[error("what became of the command is unknown: retry it in its session")]
     Unknown(Unresolved),
+    /// The command was applied, once, but its output cannot be had. Do not try again.
+    #[error("the command was applied, but its output is lost: {why}")]
+    AnswerLost {
+        /// In words. Outputs of one entry's commands, up to 256, may together have 8 MiB.
+        why: String,
+    },
     /// The group does not run on this node any more. The command was not applied.
     #[error(transparent)]
     Stopped(Stopped),

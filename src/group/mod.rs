@@ -23,12 +23,46 @@ use crate::{
     raft::{MembershipError, MembershipRefusal, Replica, Request},
 };
 
+/// Between two rounds of [`Group::ready`].
+const READY_PAUSE: Duration = Duration::from_millis(20);
 /// How long a change of the membership may take before the caller is told that it is late.
 const CHANGE_PATIENCE: Duration = Duration::from_secs(30);
 
-/// A handle on one group, on one member. Clones are cheap and share everything; dropping them all
+/// A handle on one group, on one member.
+///
+/// Clones are cheap and share everything; dropping them all
 /// does not stop the group: the node keeps it until [`Group::leave`] or
 /// [`Node::shutdown`](crate::Node::shutdown).
+///
+/// ```
+/// use futures_util::TryStreamExt;
+/// use quorate::{ExecuteError, GroupKey, Map, MapCommand, MapOutput, MapQuery, Node};
+///
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let node = Node::in_memory().bind_loopback().open().await?;
+/// let group = node.create(GroupKey::generate(), Map::new()).await?;
+///
+/// // One command: its output, applied exactly once.
+/// let mut result = group.execute(MapCommand::put_if_absent("lock", "mine")).await;
+/// if let Err(ExecuteError::Unknown(unresolved)) = result {
+///     result = group.retry(unresolved).await; // never a second time
+/// }
+/// assert!(matches!(result?, MapOutput::Compared { swapped: true, .. }));
+///
+/// // Many commands, packed: their outputs, in their order.
+/// let commands = (0..1_000).map(|n| MapCommand::put(format!("key/{n}"), "value"));
+/// let outputs: Vec<MapOutput> = group.execute_many(commands).try_collect().await?;
+/// assert_eq!(outputs.len(), 1_000);
+///
+/// // A linearizable read, and one of what this member has applied.
+/// assert_eq!(group.query(MapQuery::prefix("key/", 10)).await?.into_entries().len(), 10);
+/// let (position, map) = group.view();
+/// assert_eq!((map.len(), position.term), (1_001, 1));
+/// # node.shutdown().await;
+/// # Ok(())
+/// # }
+/// ```
 pub struct Group<M: StateMachine> {
     replica: Arc<Replica>,
     views: Views<M>,
@@ -76,8 +110,9 @@ impl<M: StateMachine> Group<M> {
         self.replica.mesh().bonds()
     }
 
-    /// The latest state that this member has applied, with the position of the last command in it.
-    /// It may be behind the group's; see [`Group::query`] for reads that are not.
+    /// The latest state that this member has applied, and through which position: it holds every
+    /// command that stands there or before, and none behind. It may be behind the group's; see
+    /// [`Group::query`] for reads that are not.
     #[must_use]
     pub fn view(&self) -> (Position, M::View) {
         self.views.latest()
@@ -93,7 +128,7 @@ impl<M: StateMachine> Group<M> {
         loop {
             match self.confirmed_through(patience).await {
                 Ok(()) => return Ok(()),
-                Err(QueryError::NoLeader) => {}
+                Err(QueryError::NoLeader) => tokio::time::sleep(READY_PAUSE).await,
                 Err(QueryError::Stopped(stopped)) => return Err(stopped),
             }
         }
@@ -119,7 +154,8 @@ impl<M: StateMachine> Group<M> {
     /// Leaves the group: hands leadership over, is removed from the membership, then deletes the
     /// group's data on this node. A later join makes a new member.
     ///
-    /// The last voter takes the group with it.
+    /// The last voter takes the group with it. A member that others have removed, whose group has
+    /// therefore stopped here, leaves the same way.
     ///
     /// # Errors
     /// [`MembershipChangeError`]; then nothing was deleted and the group still runs here.
@@ -127,6 +163,7 @@ impl<M: StateMachine> Group<M> {
         let member = self.member();
         match self.ask(Request::Remove { member }).await {
             Ok(()) => {}
+            Err(MembershipChangeError::Stopped(_)) if self.replica.state().removed => {}
             Err(MembershipChangeError::Refused { why })
                 if why == MembershipRefusal::LastVoter.to_string() => {}
             Err(error) => return Err(error),

@@ -26,8 +26,14 @@ impl Registry {
         true
     }
 
-    pub(crate) fn put(&self, replica: Arc<Replica>) {
-        self.lock().insert(replica.record().id, Some(replica));
+    /// Puts a group in its reserved place; false if that was given up meanwhile.
+    pub(crate) fn put(&self, replica: Arc<Replica>) -> bool {
+        let mut groups = self.lock();
+        let Some(place) = groups.get_mut(&replica.record().id) else {
+            return false;
+        };
+        *place = Some(replica);
+        true
     }
 
     pub(crate) fn remove(&self, id: &GroupId) {

@@ -25,13 +25,13 @@ pub struct Status {
     pub member: MemberId,
     /// What this member does.
     pub role: Role,
-    /// The highest Raft term this member has seen.
+    /// The highest Raft term this member has seen; 0 before the first.
     pub term: u64,
     /// Who leads, as far as this member knows.
     pub leader: Option<MemberId>,
     /// Everybody in the membership, this member included, in the order of their ids.
     pub members: Vec<MemberStatus>,
-    /// The last command in the state that local queries see.
+    /// Through which position the state that local queries see holds every command.
     pub applied: Position,
     /// The last journal index known here to be committed.
     pub committed_index: u64,
@@ -39,10 +39,18 @@ pub struct Status {
     pub snapshot_index: u64,
     /// Whether this member can reach a majority of the voters at the moment.
     pub quorum: bool,
-    /// What somebody should look after.
+    /// What somebody should look after; none once the group has stopped here.
     pub warnings: Vec<Warning>,
     /// Why the group does not run on this node any more, if so.
     pub stopped: Option<Stopped>,
+}
+
+impl Status {
+    /// How many members vote.
+    #[must_use]
+    pub fn voters(&self) -> usize {
+        self.members.iter().filter(|it| it.voter).count()
+    }
 }
 
 /// One member as another sees it.
@@ -60,7 +68,7 @@ pub struct MemberStatus {
     pub health: Health,
     /// Journal entries it is known to lack; only the leader knows.
     pub lag: Option<u64>,
-    /// The round trip through its Raft core.
+    /// The round trip through its Raft core, smoothed; `None` without a bond, and for this node.
     pub rtt: Option<Duration>,
 }
 
@@ -99,6 +107,9 @@ pub enum Warning {
     NoQuorum,
     /// Some voter cannot be reached; one more may cost the quorum.
     VoterDown,
+    /// Another group was founded with the same key; a node of it has been met and refused. Stays
+    /// until this node is restarted.
+    RivalGroup,
 }
 
 impl fmt::Display for Warning {
@@ -107,6 +118,10 @@ impl fmt::Display for Warning {
             Self::FewVoters => "fewer than three voters: the loss of one stops the group",
             Self::NoQuorum => "no majority of the voters can be reached from here",
             Self::VoterDown => "a voter cannot be reached",
+            Self::RivalGroup => {
+                "another group was founded with the same key: remove the data of one of the two, \
+                 then join the other"
+            }
         })
     }
 }
@@ -120,6 +135,8 @@ impl<M: StateMachine> Group<M> {
             term,
             leader,
             members,
+            rival,
+            removed: _,
             stopped,
         } = self.replica.state();
         let progress = self.replica.progress();
@@ -150,7 +167,7 @@ impl<M: StateMachine> Group<M> {
             })
             .collect();
         let quorum = reaches_quorum(&members);
-        let warnings = if stopped.is_some() { Vec::new() } else { warnings(&members, quorum) };
+        let warnings = if stopped.is_some() { Vec::new() } else { warnings(&members, quorum, rival) };
         Status {
             group: self.id(),
             member: here,
@@ -178,7 +195,21 @@ impl<M: StateMachine> Group<M> {
     }
 }
 
-/// A status that tells when it changes.
+/// A status that tells when it changes; from [`Group::watch_status`].
+///
+/// ```
+/// # use quorate::{GroupKey, Map, Node, Role};
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let node = Node::in_memory().bind_loopback().open().await?;
+/// # let group = node.create(GroupKey::generate(), Map::new()).await?;
+/// let status = group.watch_status().wait_for(|it| it.role == Role::Leader).await;
+/// assert_eq!((status.voters(), status.quorum), (1, true));
+/// assert_eq!(status.warnings, [quorate::Warning::FewVoters]);
+/// # node.shutdown().await;
+/// # Ok(())
+/// # }
+/// ```
 pub struct StatusWatch<M: StateMachine> {
     group: Group<M>,
     state: watch::Receiver<ReplicaState>,
@@ -197,16 +228,18 @@ impl<M: StateMachine> StatusWatch<M> {
     pub async fn changed(&mut self) -> Status {
         tokio::select! {
             _ = self.state.changed() => {}
-            _ = self.bonds.changed() => {}
+            // Once closed they answer at once, every time.
+            _ = self.bonds.changed(), if !self.bonds.is_closed() => {}
             () = tokio::time::sleep(REFRESH) => {}
         }
         self.group.status()
     }
 
-    /// Waits until the status is as wanted, and gives it.
+    /// Waits until the status is as wanted, or the group has stopped here, and gives it. A stopped
+    /// group stays as it is: where that may be, look at [`Status::stopped`]. Cancel-safe.
     pub async fn wait_for(&mut self, mut wanted: impl FnMut(&Status) -> bool) -> Status {
         let mut status = self.now();
-        while !wanted(&status) {
+        while !wanted(&status) && status.stopped.is_none() {
             status = self.changed().await;
         }
         status
@@ -228,13 +261,14 @@ fn reaches_quorum(members: &[MemberStatus]) -> bool {
     reached > voters / 2
 }
 
-fn warnings(members: &[MemberStatus], quorum: bool) -> Vec<Warning> {
+fn warnings(members: &[MemberStatus], quorum: bool, rival: bool) -> Vec<Warning> {
     let voters = || members.iter().filter(|it| it.voter);
     let down = voters().any(|it| matches!(it.health, Health::Silent | Health::Unreachable));
     let all = [
         (voters().count() < 3, Warning::FewVoters),
         (!quorum, Warning::NoQuorum),
         (down, Warning::VoterDown),
+        (rival, Warning::RivalGroup),
     ];
     all.into_iter().filter(|(holds, _)| *holds).map(|(_, it)| it).collect()
 }

@@ -6,7 +6,7 @@
 //! through unseen does no harm: the next one gets the first one's answers.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -97,8 +97,8 @@ impl Submitter {
         let config = replica.config();
         let limits = (config.commands_outstanding_max, config.command_bytes_outstanding_max);
         let (queue, packs) = mpsc::channel(QUEUE);
-        let session = Session::new(Arc::clone(&replica));
-        replica.run(session.serve(packs));
+        let sessions = Sessions::new(Arc::clone(&replica));
+        replica.run(sessions.serve(packs));
         Self {
             queue,
             commands: Arc::new(Semaphore::new(limits.0)),
@@ -141,7 +141,9 @@ impl Submitter {
                 answer,
                 _room: room,
             };
-            if let Err(mpsc::error::SendError(pack)) = self.queue.send(pack).await {
+            if let Err(mpsc::error::SendError(pack)) = self.queue.send(pack).await
+                && pack.again.is_none()
+            {
                 let cause = self.replica.stopped();
                 let cause = cause.unwrap_or_else(|| Cause::new("the group is stopping"));
                 let _ = pack.answer.send(Outcome::Stopped(cause));
@@ -156,17 +158,23 @@ fn permits(wanted: usize, limit: usize) -> u32 {
     u32::try_from(wanted.min(limit)).unwrap_or(u32::MAX)
 }
 
-/// The session and what is under way in it.
+/// The sessions of this process in the group, one after the other, and what is under way in them.
 ///
 /// # Invariants
-/// - A number is given to one command only.
+/// - A number of a session is given to one command only.
 /// - Every number from the lowest pinned one up is answerable; nothing below it is asked for.
-struct Session {
+struct Sessions {
     replica: Arc<Replica>,
-    id: Option<SessionId>,
+    current: Option<Session>,
+    opening: Option<BoxFuture<'static, End>>,
+    under_way: FuturesUnordered<BoxFuture<'static, Driven>>,
+}
+
+/// The session that takes new commands.
+struct Session {
+    id: SessionId,
     next_seq: u64,
     pins: Arc<Pins>,
-    under_way: FuturesUnordered<BoxFuture<'static, Driven>>,
 }
 
 /// An entry whose tries have ended.
@@ -181,94 +189,102 @@ enum End {
     Done(Reply, bool),
     /// Certainly not applied.
     Never(Outcome),
+    /// May have been applied; asking again can tell.
     Unknown,
+    /// May have been applied; the group does not run here any more.
+    Gone,
 }
 
-impl Session {
+impl Sessions {
     fn new(replica: Arc<Replica>) -> Self {
         Self {
             replica,
-            id: None,
-            next_seq: 0,
-            pins: Arc::default(),
+            current: None,
+            opening: None,
             under_way: FuturesUnordered::new(),
         }
     }
 
     async fn serve(mut self, mut packs: mpsc::Receiver<Pack>) {
-        let mut waiting = Vec::new();
+        let mut waiting = VecDeque::new();
+        let mut received = Vec::new();
         loop {
-            let room = self.under_way.len() < ENTRIES_IN_FLIGHT_MAX && self.window_has_room();
+            let room = self.under_way.len() < ENTRIES_IN_FLIGHT_MAX && waiting.len() < QUEUE;
             tokio::select! {
                 Some(driven) = self.under_way.next(), if !self.under_way.is_empty() => {
                     self.finish(driven, &mut waiting);
                 }
-                received = packs.recv_many(&mut waiting, BATCH_COMMANDS_MAX), if room => {
-                    if received == 0 {
+                Some(end) = opened(&mut self.opening) => {
+                    self.opening = None;
+                    self.take_session(end, &mut waiting);
+                }
+                count = packs.recv_many(&mut received, BATCH_COMMANDS_MAX), if room => {
+                    if count == 0 {
                         return;
                     }
+                    waiting.extend(received.drain(..));
                 }
+                // Full and nothing under way cannot be: what waits is sent below.
+                else => return,
             }
-            while !waiting.is_empty()
-                && self.under_way.len() < ENTRIES_IN_FLIGHT_MAX
-                && self.window_has_room()
+            self.send_waiting(&mut waiting);
+        }
+    }
+
+    fn send_waiting(&mut self, waiting: &mut VecDeque<Pack>) {
+        // Retries first: they have their own place and need no session of today.
+        while self.under_way.len() < ENTRIES_IN_FLIGHT_MAX
+            && let Some(at) = waiting.iter().position(|it| it.again.is_some())
+        {
+            if let Some(pack) = waiting.remove(at)
+                && let Some(place) = pack.again.clone()
             {
-                if self.id.is_none() && !self.open(&mut waiting).await {
-                    continue;
-                }
-                self.send_one(&mut waiting);
+                let commands = pack.commands.clone();
+                self.launch(place, commands, vec![pack]);
             }
+        }
+        while !waiting.is_empty() && self.under_way.len() < ENTRIES_IN_FLIGHT_MAX {
+            // A command that is held unresolved for long fills its session's window: a new session
+            // goes on, and the old one can still be asked.
+            self.current.take_if(|it| !it.has_room());
+            let Some(session) = &mut self.current else {
+                self.open();
+                return;
+            };
+            let packs = take_batch(waiting);
+            let commands: Vec<Bytes> =
+                packs.iter().flat_map(|it| it.commands.iter().cloned()).collect();
+            let place = session.place_for(commands.len());
+            self.launch(place, commands, packs);
         }
     }
 
-    fn window_has_room(&self) -> bool {
-        self.next_seq - self.pins.lowest(self.next_seq) < WINDOW_MAX - BATCH_COMMANDS_MAX as u64
+    fn open(&mut self) {
+        if self.opening.is_none() {
+            let entry = Batch::Open.encode();
+            let first = self.replica.propose(entry.clone());
+            let replica = Arc::clone(&self.replica);
+            self.opening = Some(Box::pin(drive(replica, entry, first, false)));
+        }
     }
 
-    /// Opens a session; if that fails, everybody who waits is told.
-    async fn open(&mut self, waiting: &mut Vec<Pack>) -> bool {
-        let entry = Batch::Open.encode();
-        let first = self.replica.propose(entry.clone());
-        let opened = drive(Arc::clone(&self.replica), entry, first).await;
-        match opened {
+    /// Whether a session was opened unseen does not matter: no command was sent in it.
+    fn take_session(&mut self, end: End, waiting: &mut VecDeque<Pack>) {
+        let outcome = match end {
             End::Done(reply, _) => {
-                self.id = Some(reply.at.index);
-                self.next_seq = 0;
-                self.pins = Arc::default();
-                return true;
+                self.current = Some(Session {
+                    id: reply.at.index,
+                    next_seq: 0,
+                    pins: Arc::default(),
+                });
+                return;
             }
-            End::Never(Outcome::Stopped(cause)) => {
-                for pack in waiting.drain(..) {
-                    let _ = pack.answer.send(Outcome::Stopped(cause.clone()));
-                }
-            }
-            // Whether a session was opened unseen does not matter: their commands were not sent.
-            _ => waiting.drain(..).for_each(|pack| {
-                let _ = pack.answer.send(Outcome::NoLeader);
-            }),
-        }
-        false
-    }
-
-    /// Packs what fits into one entry, numbers it and sends it off.
-    fn send_one(&mut self, waiting: &mut Vec<Pack>) {
-        let Some(session) = self.id else { return };
-        let packs = take_batch(waiting);
-        let Some(first) = packs.first() else { return };
-        let place = match &first.again {
-            Some(place) => place.clone(),
-            None => Place {
-                session,
-                seq: self.next_seq,
-                pins: Arc::clone(&self.pins),
-            },
+            End::Never(outcome) => outcome,
+            End::Unknown | End::Gone => Outcome::NoLeader,
         };
-        let fresh = first.again.is_none();
-        let commands: Vec<Bytes> = packs.iter().flat_map(|it| it.commands.iter().cloned()).collect();
-        if fresh {
-            self.next_seq += commands.len() as u64;
+        for pack in waiting.drain(..) {
+            let _ = pack.answer.send(outcome.copy());
         }
-        self.launch(place, commands, packs);
     }
 
     fn launch(&self, place: Place, commands: Vec<Bytes>, packs: Vec<Pack>) {
@@ -280,16 +296,17 @@ impl Session {
             commands,
         }
         .encode();
+        let again = packs.iter().any(|it| it.again.is_some());
         // The first try is handed to the leader here and now, so entries keep their order.
         let first = self.replica.propose(entry.clone());
         let replica = Arc::clone(&self.replica);
         self.under_way.push(Box::pin(async move {
-            let end = drive(replica, entry, first).await;
+            let end = drive(replica, entry, first, again).await;
             Driven { place, packs, end }
         }));
     }
 
-    fn finish(&mut self, driven: Driven, waiting: &mut Vec<Pack>) {
+    fn finish(&mut self, driven: Driven, waiting: &mut VecDeque<Pack>) {
         let Driven { place, packs, end } = driven;
         match end {
             End::Done(reply, unclear) => self.answer(&place, packs, reply, unclear, waiting),
@@ -308,6 +325,11 @@ impl Session {
                     let _ = pack.answer.send(Outcome::Unknown(held.collect()));
                 }
             }
+            End::Gone => {
+                for pack in packs {
+                    let _ = pack.answer.send(Outcome::Unknown(Vec::new()));
+                }
+            }
         }
         place.pins.remove(place.seq);
     }
@@ -318,41 +340,63 @@ impl Session {
         packs: Vec<Pack>,
         reply: Reply,
         unclear: bool,
-        waiting: &mut Vec<Pack>,
+        waiting: &mut VecDeque<Pack>,
     ) {
         let expired = reply.answers.contains(&Answer::Expired);
-        if expired && self.id == Some(place.session) {
-            self.id = None;
+        if expired {
+            self.current.take_if(|it| it.id == place.session);
         }
         let mut answers = reply.answers.into_iter();
         let mut at = reply.at;
         for pack in packs {
             let count = pack.commands.len();
             let own: Vec<Answer> = answers.by_ref().take(count).collect();
-            if !own.contains(&Answer::Expired) {
+            if own.len() == count && !own.contains(&Answer::Expired) {
                 let _ = pack.answer.send(Outcome::Applied(at, own));
-            } else if unclear || pack.again.is_some() {
+            } else if own.len() < count || unclear {
                 // An earlier try may have been applied while the session still lived.
                 let _ = pack.answer.send(Outcome::Unknown(Vec::new()));
             } else {
                 // Certainly not applied: a new session takes it.
-                waiting.push(pack);
+                waiting.push_back(pack);
             }
             at.offset += u32::try_from(count).unwrap_or(u32::MAX);
         }
     }
 }
 
-/// Tries an entry until it is answered or its time is up.
+impl Session {
+    fn has_room(&self) -> bool {
+        self.next_seq - self.pins.lowest(self.next_seq) < WINDOW_MAX - BATCH_COMMANDS_MAX as u64
+    }
+
+    fn place_for(&mut self, commands: usize) -> Place {
+        let seq = self.next_seq;
+        self.next_seq += commands as u64;
+        Place {
+            session: self.id,
+            seq,
+            pins: Arc::clone(&self.pins),
+        }
+    }
+}
+
+/// Never ready while nothing is being opened.
+async fn opened(opening: &mut Option<BoxFuture<'static, End>>) -> Option<End> {
+    Some(opening.as_mut()?.await)
+}
+
+/// Tries an entry until it is answered or its time is up. `unclear` says whether an earlier try
+/// may have gone through: then nothing but an answer can say that it was not applied.
 async fn drive(
     replica: Arc<Replica>,
     entry: Bytes,
     first: BoxFuture<'static, Attempt>,
+    mut unclear: bool,
 ) -> End {
     let deadline = Instant::now() + replica.config().execute_timeout;
     let mut state = replica.watch();
     let mut attempt = first;
-    let mut unclear = false;
     let mut pause = Duration::from_millis(1);
     loop {
         let asked = state.borrow_and_update().leader;
@@ -372,7 +416,8 @@ async fn drive(
             Ok(Attempt::Unclear) => unclear = true,
             Ok(Attempt::Refused(why)) if !unclear => return End::Never(Outcome::Refused(why)),
             Ok(Attempt::Stopped(cause)) if !unclear => return End::Never(Outcome::Stopped(cause)),
-            Ok(Attempt::Refused(_) | Attempt::Stopped(_)) | Err(_) => return End::Unknown,
+            Ok(Attempt::Stopped(_)) => return End::Gone,
+            Ok(Attempt::Refused(_)) | Err(_) => return End::Unknown,
         }
         // A new leader, or the old one settled: whichever comes first.
         let news = tokio::time::timeout(pause, state.changed());
@@ -388,23 +433,19 @@ async fn drive(
     }
 }
 
-/// Takes packs from the front that fit into one entry; at least one. A retry goes alone.
-fn take_batch(waiting: &mut Vec<Pack>) -> Vec<Pack> {
+/// Takes packs from the front that fit into one entry; at least one.
+fn take_batch(waiting: &mut VecDeque<Pack>) -> Vec<Pack> {
     let (mut commands, mut bytes, mut count) = (0, 0, 0);
     for pack in waiting.iter() {
         let size: usize = pack.commands.iter().map(Bytes::len).sum();
         let fits = commands + pack.commands.len() <= BATCH_COMMANDS_MAX
-            && bytes + size <= BATCH_BYTES_TARGET
-            && pack.again.is_none();
+            && bytes + size <= BATCH_BYTES_TARGET;
         if count > 0 && !fits {
             break;
         }
         commands += pack.commands.len();
         bytes += size;
         count += 1;
-        if pack.again.is_some() {
-            break;
-        }
     }
     waiting.drain(..count).collect()
 }

@@ -22,7 +22,7 @@ use super::armor::{self, ArmorError};
 /// let text = key.expose();                 // "quoratekey1..." for a file or a password store
 /// assert_eq!(text.parse::<GroupKey>()?, key);
 /// assert_eq!(format!("{key:?}"), "GroupKey([redacted])");
-/// # Ok::<(), quorate::identity::ParseGroupKeyError>(())
+/// # Ok::<(), quorate::ParseGroupKeyError>(())
 /// ```
 ///
 /// # Invariants
@@ -142,7 +142,7 @@ impl FromStr for GroupKey {
 /// The text is not a [`GroupKey`]. It never holds any of the text, so it can be logged.
 ///
 /// ```
-/// use quorate::{GroupKey, identity::ParseGroupKeyError};
+/// use quorate::{GroupKey, ParseGroupKeyError};
 ///
 /// let typed = "correct horse battery staple".parse::<GroupKey>();
 /// assert_eq!(typed, Err(ParseGroupKeyError::NotAKey));
@@ -167,7 +167,7 @@ pub enum ParseGroupKeyError {
 ///
 /// let id = GroupKey::generate().group_id("example.map");
 /// assert_eq!(id.to_string().parse::<GroupId>()?, id);
-/// # Ok::<(), quorate::identity::ParseGroupIdError>(())
+/// # Ok::<(), quorate::ParseGroupIdError>(())
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct GroupId([u8; 32]);

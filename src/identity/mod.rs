@@ -8,7 +8,7 @@ mod ticket;
 
 pub use self::{
     key::{GroupId, GroupKey, ParseGroupIdError, ParseGroupKeyError},
-    peer::{MemberId, ParsePeerIdError, PeerAddr, PeerId},
+    peer::{MemberId, ParseMemberIdError, ParsePeerIdError, PeerAddr, PeerId},
     ticket::{GroupTicket, ParseTicketError},
 };
 pub(crate) use self::{

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 ///
 /// let peer = PeerId::from_bytes([1; 32]);
 /// assert_eq!(peer.to_string().parse::<PeerId>()?, peer);
-/// # Ok::<(), quorate::identity::ParsePeerIdError>(())
+/// # Ok::<(), quorate::ParsePeerIdError>(())
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PeerId([u8; 32]);
@@ -85,7 +85,15 @@ pub struct ParsePeerIdError;
 /// - A wiped disk is a new member: the id lives and dies with the data it speaks for.
 /// - Zero is never minted; it is the default that stands for "nobody".
 ///
-/// Printed as 32 lower-case hexadecimal digits.
+/// Printed and parsed as 32 lower-case hexadecimal digits.
+///
+/// ```
+/// use quorate::MemberId;
+///
+/// let member = MemberId::from_bytes([3; 16]);
+/// assert_eq!(member.to_string().parse::<MemberId>()?, member);
+/// # Ok::<(), quorate::ParseMemberIdError>(())
+/// ```
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct MemberId(u128);
 
@@ -113,7 +121,38 @@ impl MemberId {
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(u128::from_be_bytes(bytes))
     }
+
+    /// The first eight digits, for logs and tables read by people.
+    ///
+    /// ```
+    /// use quorate::MemberId;
+    ///
+    /// assert_eq!(MemberId::from_bytes([0xab; 16]).short(), "abababab");
+    /// ```
+    #[must_use]
+    pub fn short(&self) -> String {
+        format!("{:08x}", self.0 >> 96)
+    }
 }
+
+impl FromStr for MemberId {
+    type Err = ParseMemberIdError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let digits = text.bytes().all(|it| matches!(it, b'0'..=b'9' | b'a'..=b'f'));
+        if text.len() != 32 || !digits {
+            return Err(ParseMemberIdError);
+        }
+        u128::from_str_radix(text, 16)
+            .map(Self)
+            .map_err(|_| ParseMemberIdError)
+    }
+}
+
+/// The text is not a [`MemberId`]: 32 lower-case hexadecimal digits are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a member id is 32 lower-case hexadecimal digits")]
+pub struct ParseMemberIdError;
 
 impl From<u64> for MemberId {
     fn from(number: u64) -> Self {

@@ -300,7 +300,7 @@ impl FromStr for GroupTicket {
 /// The text is not a usable [`GroupTicket`]. It never holds any of the text, so it can be logged.
 ///
 /// ```
-/// use quorate::{GroupTicket, identity::ParseTicketError};
+/// use quorate::{GroupTicket, ParseTicketError};
 ///
 /// let pasted = "quorate1 lost the rest".parse::<GroupTicket>();
 /// assert_eq!(pasted, Err(ParseTicketError::Damaged));

@@ -55,8 +55,15 @@ pub(super) async fn settle(
     proof: Proof,
     stream: BondStream,
 ) -> Result<Bond, NotBonded> {
-    let settling = Settling { group, link, proof, stream };
-    let settled = timeout(ADMISSION_TIME, settling.run()).await.unwrap_or(Err(NotBonded::Slow));
+    let settling = Settling {
+        group,
+        link,
+        proof,
+        stream,
+    };
+    let settled = timeout(ADMISSION_TIME, settling.run())
+        .await
+        .unwrap_or(Err(NotBonded::Slow));
     match &settled {
         Ok(_) | Err(NotBonded::Redundant) => {}
         Err(error) => {
@@ -100,7 +107,10 @@ impl Settling<'_> {
         if !self.group.links().note_boot(self.link, theirs.boot) {
             return Err(Refusal::ClonedMember);
         }
-        self.group.service().admit(self.link.peer(), theirs.boot, &theirs.member).await
+        self.group
+            .service()
+            .admit(self.link.peer(), &theirs.member)
+            .await
     }
 
     /// We are the lower peer id.
@@ -118,7 +128,11 @@ impl Settling<'_> {
             _ => return Err(NotBonded::Unexpected),
         };
         let proven = self.proven(&theirs);
-        let candidate = Candidate { proven, theirs, stream: self.stream };
+        let candidate = Candidate {
+            proven,
+            theirs,
+            stream: self.stream,
+        };
         match self.group.decide(self.link, standing, candidate) {
             Ok(bond) => Ok(bond),
             Err((no, stream)) => {
@@ -144,13 +158,21 @@ impl Settling<'_> {
         match self.hear().await? {
             Message::Accept => {
                 let proven = self.proven(&theirs);
-                let candidate = Candidate { proven, theirs, stream: self.stream };
-                self.group.follow(self.link, candidate).ok_or(NotBonded::Closed)
+                let candidate = Candidate {
+                    proven,
+                    theirs,
+                    stream: self.stream,
+                };
+                self.group
+                    .follow(self.link, candidate)
+                    .ok_or(NotBonded::Closed)
             }
             Message::Refuse(refusal) => Err(self.refused(refusal)),
             Message::Redundant { link } => {
                 if link {
-                    self.link.connection.close(code::REDUNDANT, "another link is kept");
+                    self.link
+                        .connection
+                        .close(code::REDUNDANT, "another link is kept");
                 }
                 Err(NotBonded::Redundant)
             }

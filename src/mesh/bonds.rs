@@ -11,6 +11,29 @@ use crate::{bond::Bond, identity::PeerId};
 /// which shares its parts.
 ///
 /// Every clone has its own mark of what it has seen, for [`Bonds::changed`].
+///
+/// ```
+/// use quorate::{GroupKey, Map, Node};
+///
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let first = Node::in_memory().bind_loopback().open().await?;
+/// # let second = Node::in_memory().bind_loopback().open().await?;
+/// # let group = first.create(GroupKey::generate(), Map::new()).await?;
+/// let mut bonds = group.bonds();
+/// assert!(bonds.is_empty());
+/// let other = second.join(&group.ticket(), Map::new()).await?;
+/// while !bonds.contains_peer(&second.peer_id()) {
+///     bonds.changed().await;
+/// }
+/// let bond = bonds.get(&second.peer_id()).ok_or("it is there")?;
+/// assert_eq!(Some(bond.id()), other.bonds().get(&first.peer_id()).map(|it| it.id()));
+/// second.shutdown().await;
+/// println!("{} has gone: {}", bond.peer().short(), bond.terminated().await);
+/// # first.shutdown().await;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Bonds(watch::Receiver<OrdMap<PeerId, Bond>>);
 

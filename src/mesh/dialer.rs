@@ -36,7 +36,9 @@ pub(super) async fn stay_bonded(group: &Arc<Group>, peer: PeerId, wanted: &Wante
             sleep(backoff.jitter()).await;
             continue;
         }
-        let Some(addr) = group.addr_of(peer) else { return };
+        let Some(addr) = group.addr_of(peer) else {
+            return;
+        };
         match attempt(group, &addr).await {
             Ok(()) => backoff.reset(),
             Err(error) => {
@@ -72,12 +74,14 @@ async fn attempt(group: &Arc<Group>, addr: &PeerAddr) -> Result<(), DialError> {
         // The peer was quicker than our dial.
         () = bonded(group, peer) => return Ok(()),
     };
-    let _ours = Ours::on(&link);
+    let ours = Ours::on(&link);
     let gate = match link.is_proven() {
         true => None,
         false => Some(link.gate.lock().await),
     };
     if group.bond_with(peer).is_some() {
+        drop((gate, ours));
+        superfluous(&link);
         return Ok(());
     }
     let patience = group.links().timing().dial_timeout;
@@ -104,6 +108,14 @@ async fn attempt(group: &Arc<Group>, addr: &PeerAddr) -> Result<(), DialError> {
             }
             Err(error.into())
         }
+    }
+}
+
+/// The peer was quicker: a link of ours that nobody needs any more does not linger.
+fn superfluous(link: &Link) {
+    if link.dialled && !link.is_proven() && link.ours.load(Ordering::Relaxed) == 0 {
+        link.connection
+            .close(code::REDUNDANT, "another link is kept");
     }
 }
 
@@ -136,7 +148,10 @@ async fn link_to(links: &Links, addr: &PeerAddr) -> Result<Arc<Link>, WireError>
         Ok(dialled) => dialled.and_then(|connection| links.adopt(connection, None)),
         Err(_) => Err(WireError::new("no answer")),
     };
-    *failed = dialled.as_ref().err().map(|error| (Instant::now(), error.clone()));
+    *failed = dialled
+        .as_ref()
+        .err()
+        .map(|error| (Instant::now(), error.clone()));
     dialled
 }
 
@@ -165,7 +180,11 @@ struct Backoff {
 
 impl Backoff {
     fn new(timing: &Timing) -> Self {
-        Self { min: timing.redial_min, max: timing.redial_max, next: timing.redial_min }
+        Self {
+            min: timing.redial_min,
+            max: timing.redial_max,
+            next: timing.redial_min,
+        }
     }
 
     fn reset(&mut self) {
@@ -204,7 +223,10 @@ mod tests {
         let mut whole = Timing::LAN.redial_min;
         for _ in 0..20 {
             let pause = backoff.pause();
-            assert!(pause <= whole && pause >= whole / 2, "{pause:?} of {whole:?}");
+            assert!(
+                pause <= whole && pause >= whole / 2,
+                "{pause:?} of {whole:?}"
+            );
             whole = (whole * 2).min(Timing::LAN.redial_max);
         }
         backoff.reset();

@@ -1,4 +1,5 @@
-//! The mesh of one group: its bonds, its roster, and what becomes of a peer that has proven the key.
+//! The mesh of one group: its bonds, its roster, and what becomes of a peer that has proven its
+//! key.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
@@ -53,7 +54,12 @@ pub(super) struct Group {
 
 impl Group {
     pub(super) fn new(links: Links, spec: MeshSpec) -> Arc<Self> {
-        let MeshSpec { key, group, service, known: _ } = spec;
+        let MeshSpec {
+            key,
+            group,
+            service,
+            known: _,
+        } = spec;
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
             credentials: Credentials::new(&key, group),
@@ -94,11 +100,18 @@ impl Group {
 
     pub(super) fn bond(&self, wanted: impl Fn(&Bond) -> bool) -> Option<Bond> {
         let bonds = self.bonds.borrow();
-        bonds.values().find(|bond| !bond.is_terminated() && wanted(bond)).cloned()
+        bonds
+            .values()
+            .find(|bond| !bond.is_terminated() && wanted(bond))
+            .cloned()
     }
 
     pub(super) fn bond_with(&self, peer: PeerId) -> Option<Bond> {
-        self.bonds.borrow().get(&peer).filter(|bond| !bond.is_terminated()).cloned()
+        self.bonds
+            .borrow()
+            .get(&peer)
+            .filter(|bond| !bond.is_terminated())
+            .cloned()
     }
 
     pub(super) fn refusals(&self) -> watch::Receiver<Option<(PeerId, Refusal)>> {
@@ -136,7 +149,9 @@ impl Group {
         let unbonded = |peer: &PeerId| bonds.get(peer).is_none_or(Bond::is_terminated);
         let known = self.known();
         let errors = known.errors().filter(|(addr, _)| unbonded(&addr.peer));
-        errors.map(|(addr, error)| (addr.clone(), error.clone())).collect()
+        errors
+            .map(|(addr, error)| (addr.clone(), error.clone()))
+            .collect()
     }
 
     pub(super) fn note_error(&self, peer: PeerId, error: Option<String>) {
@@ -230,7 +245,11 @@ impl Group {
         candidate: Candidate,
         first: Option<Message>,
     ) -> Bond {
-        let Candidate { proven, theirs, stream } = candidate;
+        let Candidate {
+            proven,
+            theirs,
+            stream,
+        } = candidate;
         let mut worker = Worker::new(
             proven,
             theirs.boot,
@@ -244,9 +263,13 @@ impl Group {
             worker.first(first);
         }
         let bond = worker.bond().clone();
-        link.seat(Seat { bond: bond.clone(), service: Arc::clone(&self.service) });
+        link.seat(Seat {
+            bond: bond.clone(),
+            service: Arc::clone(&self.service),
+        });
         let mut old = None;
-        self.bonds.send_modify(|bonds| old = bonds.insert(proven.peer, bond.clone()));
+        self.bonds
+            .send_modify(|bonds| old = bonds.insert(proven.peer, bond.clone()));
         self.counters().bonds_formed.add(1);
         self.service.event(MeshEvent::Formed(bond.clone()));
         if let Some(home) = self.me.upgrade() {
@@ -256,7 +279,7 @@ impl Group {
         if let Some(old) = old {
             old.end(TerminationReason::Replaced);
         }
-        tracing::debug!(peer = %proven.peer.short(), group = ?self.id(), bond = ?bond.id(), "bonded");
+        tracing::debug!(peer = %proven.peer.short(), bond = ?bond.id(), "bonded");
         self.tell_others(proven.peer, &Message::BondFormed(theirs.addr.clone()));
         self.hear(theirs.addr, Word::Own);
         for addr in theirs.peers {
@@ -269,12 +292,17 @@ impl Group {
 
     /// Our addresses have changed.
     pub(super) fn announce(&self) {
-        self.tell_others(self.links.peer_id(), &Message::PeerEntryUpdate(self.links.addr()));
+        self.tell_others(
+            self.links.peer_id(),
+            &Message::PeerEntryUpdate(self.links.addr()),
+        );
         self.service.roster_changed(self.roster());
     }
 
     fn tell_others(&self, except: PeerId, message: &Message) {
-        let Some(frame) = encoded(message) else { return };
+        let Some(frame) = encoded(message) else {
+            return;
+        };
         let bonds = self.bonds.borrow().clone();
         for (_, bond) in bonds.iter().filter(|(peer, _)| **peer != except) {
             bond.tell(frame.clone());
@@ -282,7 +310,9 @@ impl Group {
     }
 
     pub(super) async fn depart(&self) {
-        let Some(frame) = encoded(&Message::Departure) else { return };
+        let Some(frame) = encoded(&Message::Departure) else {
+            return;
+        };
         let bonds = self.bonds.borrow().clone();
         let heard = bonds.values().map(|bond| bond.depart(frame.clone()));
         let _ = tokio::time::timeout(DEPARTURE_WAIT, futures_util::future::join_all(heard)).await;
@@ -299,7 +329,10 @@ impl Group {
             bond.close(reason);
         }
         self.tasks.close();
-        if tokio::time::timeout(CLOSE_WAIT, self.tasks.wait()).await.is_err() {
+        if tokio::time::timeout(CLOSE_WAIT, self.tasks.wait())
+            .await
+            .is_err()
+        {
             tracing::warn!(left = self.tasks.len(), group = ?self.id(), "tasks do not end");
         }
     }
@@ -337,7 +370,8 @@ impl Home for Group {
             link.unseat(bond.id());
             // Nobody else hears the peer on this connection either: a new one is better.
             if *reason == TerminationReason::Silence && link.bonds() == 0 {
-                link.connection.close(code::IDLE, "no heartbeat was answered");
+                link.connection
+                    .close(code::IDLE, "no heartbeat was answered");
             }
         }
         {
@@ -352,7 +386,8 @@ impl Home for Group {
         }
         self.counters().bonds_ended.add(1);
         tracing::debug!(peer = %peer.short(), group = ?self.id(), %reason, "a bond is over");
-        self.service.event(MeshEvent::Ended(bond.clone(), reason.clone()));
+        self.service
+            .event(MeshEvent::Ended(bond.clone(), reason.clone()));
     }
 }
 

@@ -70,6 +70,8 @@ pub(super) struct Link {
     pub(super) id: LinkId,
     pub(super) channel: Channel,
     pub(super) connection: net::Link,
+    /// Whether this side has dialled it.
+    pub(super) dialled: bool,
     proven: watch::Sender<bool>,
     permit: Mutex<Option<OwnedSemaphorePermit>>,
     failures: AtomicU32,
@@ -108,8 +110,13 @@ impl Link {
         id.copy_from_slice(&connection.export(ID_LABEL, net::ALPN)?[..16]);
         Ok(Arc::new(Self {
             id,
-            channel: Channel { ekm, local, remote: connection.remote() },
+            channel: Channel {
+                ekm,
+                local,
+                remote: connection.remote(),
+            },
             connection,
+            dialled: permit.is_none(),
             proven: watch::Sender::new(false),
             permit: Mutex::new(permit),
             failures: AtomicU32::new(0),
@@ -135,7 +142,10 @@ impl Link {
 
     /// The peer has proven a key on this connection: it is no stranger any more.
     pub(super) fn prove(&self) {
-        self.permit.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.permit
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if !self.proven.send_replace(true) {
             self.allow(STREAMS_SPARE);
         }
@@ -162,7 +172,8 @@ impl Link {
     }
 
     pub(super) fn unseat(&self, bond: BondId) {
-        self.seats.send_if_modified(|seats| seats.remove(&bond).is_some());
+        self.seats
+            .send_if_modified(|seats| seats.remove(&bond).is_some());
     }
 
     pub(super) fn bonds(&self) -> usize {
@@ -184,9 +195,15 @@ impl Link {
         if let Some((generation, groups)) = links.groups_since(hints.generation) {
             let named = |group: Arc<Group>| {
                 let credentials: &Credentials = group.credentials();
-                (credentials.hint(&self.channel.ekm, &self.channel.remote), group)
+                (
+                    credentials.hint(&self.channel.ekm, &self.channel.remote),
+                    group,
+                )
             };
-            *hints = Hints { generation, groups: groups.into_iter().map(named).collect() };
+            *hints = Hints {
+                generation,
+                groups: groups.into_iter().map(named).collect(),
+            };
         }
         hints.groups.get(hint).cloned()
     }
@@ -206,7 +223,8 @@ pub(super) async fn tend(links: Links, link: Arc<Link>) {
     // Bonds that are just being seated find the connection closed and end by themselves.
     let seats: Vec<Seat> = link.seats.borrow().values().cloned().collect();
     for seat in seats {
-        seat.bond.end(TerminationReason::LinkLost(error.to_string()));
+        seat.bond
+            .end(TerminationReason::LinkLost(error.to_string()));
     }
     links.remove(&link);
 }

@@ -128,7 +128,12 @@ impl Links {
     /// Connections that are open.
     pub(crate) fn count(&self) -> usize {
         let table = self.lock();
-        table.peers.values().flat_map(|peer| &peer.links).filter(|link| link.is_alive()).count()
+        table
+            .peers
+            .values()
+            .flat_map(|peer| &peer.links)
+            .filter(|link| link.is_alive())
+            .count()
     }
 
     /// Opens a group's mesh: peers that know its key are answered from now on, those known dialled.
@@ -164,8 +169,14 @@ impl Links {
         }
         self.0.transport.close().await;
         self.0.tasks.close();
-        if tokio::time::timeout(SHUTDOWN_WAIT, self.0.tasks.wait()).await.is_err() {
-            tracing::warn!(left = self.0.tasks.len(), "tasks of the node's links do not end");
+        if tokio::time::timeout(SHUTDOWN_WAIT, self.0.tasks.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                left = self.0.tasks.len(),
+                "tasks of the node's links do not end"
+            );
         }
     }
 
@@ -216,16 +227,20 @@ impl Links {
                 return Err(WireError::new("the node shuts down"));
             }
             let peer = table.peers.entry(link.peer()).or_default();
-            peer.links.retain(|link| link.is_alive() || link.bonds() > 0);
+            peer.links
+                .retain(|link| link.is_alive() || link.bonds() > 0);
             if peer.links.len() >= LINKS_A_PEER {
-                link.connection.close(code::STRANGER, "too many connections");
+                link.connection
+                    .close(code::STRANGER, "too many connections");
                 return Err(WireError::new("too many connections with this peer"));
             }
             peer.links.push(Arc::clone(&link));
         }
         self.counters().links_opened.add(1);
         // Not by `spawn`: it ends with its connection, which the shutdown closes.
-        self.0.tasks.spawn(link::tend(self.clone(), Arc::clone(&link)));
+        self.0
+            .tasks
+            .spawn(link::tend(self.clone(), Arc::clone(&link)));
         Ok(link)
     }
 
@@ -233,9 +248,15 @@ impl Links {
     pub(super) fn remove(&self, link: &Arc<Link>) {
         self.counters().links_closed.add(1);
         let mut table = self.lock();
-        let Some(peer) = table.peers.get_mut(&link.peer()) else { return };
+        let Some(peer) = table.peers.get_mut(&link.peer()) else {
+            return;
+        };
         peer.links.retain(|other| !Arc::ptr_eq(other, link));
-        if peer.kept.as_ref().is_some_and(|kept| Arc::ptr_eq(&kept.link, link)) {
+        if peer
+            .kept
+            .as_ref()
+            .is_some_and(|kept| Arc::ptr_eq(&kept.link, link))
+        {
             peer.kept = None;
         }
         let waited_for = Arc::strong_count(&peer.door) > 1;
@@ -249,7 +270,9 @@ impl Links {
         let table = self.lock();
         let peer = table.peers.get(&peer)?;
         let kept = peer.kept.iter().map(|kept| &kept.link);
-        kept.chain(peer.links.iter().rev()).find(|link| link.is_alive()).cloned()
+        kept.chain(peer.links.iter().rev())
+            .find(|link| link.is_alive())
+            .cloned()
     }
 
     pub(super) fn door(&self, peer: PeerId) -> Door {
@@ -281,7 +304,9 @@ impl Links {
             }
         }
         if let Some(kept) = peer.kept.take() {
-            kept.link.connection.close(code::REPLACED, "the peer was restarted");
+            kept.link
+                .connection
+                .close(code::REPLACED, "the peer was restarted");
         }
         true
     }
@@ -325,7 +350,11 @@ impl Links {
     /// A group's mesh is closed.
     pub(super) fn close_group(&self, group: &Group) {
         let mut table = self.lock();
-        if table.groups.get(&group.id()).is_some_and(|open| std::ptr::eq(&**open, group)) {
+        if table
+            .groups
+            .get(&group.id())
+            .is_some_and(|open| std::ptr::eq(&**open, group))
+        {
             table.groups.remove(&group.id());
             table.generation += 1;
         }
@@ -333,7 +362,18 @@ impl Links {
 
     /// Every connection, for shutdown and for tests that cut them.
     pub(super) fn all(&self) -> Vec<Arc<Link>> {
-        self.lock().peers.values().flat_map(|peer| peer.links.iter().cloned()).collect()
+        self.lock()
+            .peers
+            .values()
+            .flat_map(|peer| peer.links.iter().cloned())
+            .collect()
+    }
+
+    /// Lets go of everything without a word, as a killed process does.
+    #[cfg(test)]
+    pub(super) fn abandon(&self) {
+        let abandoned = std::mem::take(&mut *self.lock());
+        drop(abandoned);
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -347,9 +387,14 @@ impl Peer {
             if Arc::ptr_eq(&kept.link, link) {
                 return;
             }
-            kept.link.connection.close(code::REPLACED, "another link is kept");
+            kept.link
+                .connection
+                .close(code::REPLACED, "another link is kept");
         }
-        self.kept = Some(Kept { link: Arc::clone(link), since: Instant::now() });
+        self.kept = Some(Kept {
+            link: Arc::clone(link),
+            since: Instant::now(),
+        });
     }
 }
 

@@ -32,8 +32,8 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 pub use self::bonds::Bonds;
-pub(crate) use self::links::Links;
 use self::group::Group;
+pub(crate) use self::links::Links;
 use crate::{
     bond::{Bond, Refusal, Service},
     identity::{GroupId, GroupKey, MemberId, PeerAddr, PeerId},

@@ -62,7 +62,11 @@ pub(super) enum News {
 
 impl Roster {
     pub(super) fn new(own: PeerId) -> Self {
-        Self { own, known: BTreeMap::new(), forgotten: VecDeque::new() }
+        Self {
+            own,
+            known: BTreeMap::new(),
+            forgotten: VecDeque::new(),
+        }
     }
 
     pub(super) fn hear(&mut self, addr: PeerAddr, word: Word) -> News {
@@ -92,7 +96,11 @@ impl Roster {
             None if full => News::Stale,
             None => {
                 let wanted = Wanted::default();
-                let known = Known { addr: addr.clone(), error: None, wanted: wanted.clone() };
+                let known = Known {
+                    addr: addr.clone(),
+                    error: None,
+                    wanted: wanted.clone(),
+                };
                 self.known.insert(addr.peer, known);
                 News::New(wanted)
             }
@@ -129,7 +137,9 @@ impl Roster {
     }
 
     pub(super) fn errors(&self) -> impl Iterator<Item = (&PeerAddr, &String)> {
-        self.known.values().filter_map(|known| Some((&known.addr, known.error.as_ref()?)))
+        self.known
+            .values()
+            .filter_map(|known| Some((&known.addr, known.error.as_ref()?)))
     }
 }
 
@@ -175,7 +185,9 @@ mod tests {
     #[test]
     fn a_forgotten_peer_comes_back_only_when_wanted() {
         let mut roster = Roster::new(peer(0));
-        let News::New(wanted) = roster.hear(at(1, 1), Word::Wanted) else { panic!("new") };
+        let News::New(wanted) = roster.hear(at(1, 1), Word::Wanted) else {
+            panic!("new")
+        };
         assert!(roster.forget(peer(1)) && wanted.over.is_cancelled());
         for word in [Word::Rumor, Word::Own] {
             assert!(matches!(roster.hear(at(1, 1), word), News::Stale));

@@ -24,7 +24,7 @@ use crate::{
         TerminationReason,
     },
     config::{Config, Timing},
-    identity::{BootId, Genesis, GroupId, GroupKey, MemberId, PeerAddr, PeerId},
+    identity::{Genesis, GroupId, GroupKey, MemberId, PeerAddr, PeerId},
     metrics::Counters,
     net::{BondStream, Quic, QuicOptions, RelayChoice, Transport},
 };
@@ -102,7 +102,11 @@ impl Mock {
     }
 
     fn count(&self, wanted: impl Fn(&Note) -> bool) -> usize {
-        self.notes.borrow().iter().filter(|note| wanted(note)).count()
+        self.notes
+            .borrow()
+            .iter()
+            .filter(|note| wanted(note))
+            .count()
     }
 }
 
@@ -114,12 +118,15 @@ impl Service for Mock {
     fn admit<'a>(
         &'a self,
         _: PeerId,
-        _: BootId,
         theirs: &'a Introduction,
     ) -> BoxFuture<'a, Result<(), Refusal>> {
         let ours = &self.introduction;
         let rivals = ours.genesis.is_some() && ours.genesis != theirs.genesis;
-        let refusal = if rivals { Some(Refusal::OtherGenesis) } else { None };
+        let refusal = if rivals {
+            Some(Refusal::OtherGenesis)
+        } else {
+            None
+        };
         let refusal = refusal.or(*self.refuses.lock().expect("not poisoned"));
         async move { refusal.map_or(Ok(()), Err) }.boxed()
     }
@@ -192,7 +199,11 @@ async fn quic(secret: [u8; 32], port: u16) -> Quic {
     let bind = vec![SocketAddr::from(([127, 0, 0, 1], port))];
     // A port is free again a moment after its last user has closed it.
     for _ in 0..100 {
-        let options = QuicOptions { secret, bind: bind.clone(), relay: RelayChoice::Off };
+        let options = QuicOptions {
+            secret,
+            bind: bind.clone(),
+            relay: RelayChoice::Off,
+        };
         match Quic::bind(options).await {
             Ok(quic) => return quic,
             Err(error) if port == 0 => panic!("{error}"),
@@ -208,11 +219,18 @@ impl Node {
     }
 
     async fn start_as(secret: [u8; 32], port: u16, timing: Timing) -> Self {
-        let config = Arc::new(Config { timing, ..Config::default() });
+        let config = Arc::new(Config {
+            timing,
+            ..Config::default()
+        });
         let counters = Arc::new(Counters::default());
         let transport = Arc::new(quic(secret, port).await);
         let links = Links::start(transport, config, Arc::clone(&counters));
-        Self { secret, links, counters }
+        Self {
+            secret,
+            links,
+            counters,
+        }
     }
 
     fn peer(&self) -> PeerId {
@@ -229,7 +247,12 @@ impl Node {
 
     fn open(&self, key: &GroupKey, mock: Arc<Mock>, known: Vec<PeerAddr>) -> Mesh {
         let group = key.group_id("test");
-        self.links.open_mesh(MeshSpec { key: key.clone(), group, service: mock, known })
+        self.links.open_mesh(MeshSpec {
+            key: key.clone(),
+            group,
+            service: mock,
+            known,
+        })
     }
 }
 

@@ -45,7 +45,11 @@ pub(crate) struct SendStream {
 
 impl SendStream {
     pub(crate) fn new(raw: Box<dyn RawSend>) -> Self {
-        Self { raw, waiting: Vec::new(), taken: 0 }
+        Self {
+            raw,
+            waiting: Vec::new(),
+            taken: 0,
+        }
     }
 
     /// Writes one frame. Waits for room in the send window. If the call is dropped, the frame may
@@ -143,7 +147,12 @@ pub(crate) struct RecvStream {
 
 impl RecvStream {
     pub(crate) fn new(raw: Box<dyn RawRecv>) -> Self {
-        Self { raw, chunks: VecDeque::new(), held: 0, ended: false }
+        Self {
+            raw,
+            chunks: VecDeque::new(),
+            held: 0,
+            ended: false,
+        }
     }
 
     /// The next frame's body, or `None` at an end between two frames. Cancel-safe.
@@ -162,7 +171,11 @@ impl RecvStream {
             }
             if self.ended {
                 let torn = self.held > 0;
-                return Poll::Ready(if torn { Err(FrameError::Torn) } else { Ok(None) });
+                return Poll::Ready(if torn {
+                    Err(FrameError::Torn)
+                } else {
+                    Ok(None)
+                });
             }
             let mut fresh = [const { Bytes::new() }; CHUNKS];
             match ready!(self.raw.poll_read(cx, &mut fresh)).map_err(FrameError::Wire)? {
@@ -213,7 +226,9 @@ impl RecvStream {
     fn skip(&mut self, mut count: usize) {
         self.held -= count;
         while count > 0 {
-            let Some(front) = self.chunks.front_mut() else { return };
+            let Some(front) = self.chunks.front_mut() else {
+                return;
+            };
             let part = front.len().min(count);
             front.advance(part);
             count -= part;
@@ -237,7 +252,9 @@ impl RecvStream {
         }
         let mut body = BytesMut::with_capacity(length);
         while body.len() < length {
-            let Some(front) = self.chunks.front() else { break };
+            let Some(front) = self.chunks.front() else {
+                break;
+            };
             let part = front.len().min(length - body.len());
             body.put_slice(&front[..part]);
             self.skip(part);
@@ -300,7 +317,10 @@ mod tests {
             while room > 0 && !chunks.is_empty() {
                 let part = chunks[0].len().min(room);
                 let piece = chunks[0].split_to(part);
-                self.1.lock().expect("not poisoned").extend_from_slice(&piece);
+                self.1
+                    .lock()
+                    .expect("not poisoned")
+                    .extend_from_slice(&piece);
                 room -= part;
                 if chunks[0].is_empty() {
                     *chunks = &mut std::mem::take(chunks)[1..];
@@ -315,7 +335,9 @@ mod tests {
     }
 
     fn bodies() -> Vec<Bytes> {
-        [0, 1, 5, 1024, 1025, 70_000].map(|length| Bytes::from(vec![length as u8; length])).to_vec()
+        [0, 1, 5, 1024, 1025, 70_000]
+            .map(|length| Bytes::from(vec![length as u8; length]))
+            .to_vec()
     }
 
     #[tokio::test]
@@ -338,7 +360,10 @@ mod tests {
     async fn a_frame_above_the_limit_is_refused_by_its_head() {
         let head = Bytes::copy_from_slice(&u32::MAX.to_be_bytes());
         let mut recv = RecvStream::new(Box::new(Pieces([head].into())));
-        let refused = FrameError::TooLarge { length: u32::MAX as usize, max: 9 };
+        let refused = FrameError::TooLarge {
+            length: u32::MAX as usize,
+            max: 9,
+        };
         assert_eq!(recv.read_frame(9).await, Err(refused));
     }
 

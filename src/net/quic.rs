@@ -136,7 +136,12 @@ impl Quic {
             .set_incoming_buffer_size_total(INCOMING_BUFFER * INCOMING_MAX as u64)
             .build();
         let peer = PeerId::from_bytes(*endpoint.id().as_bytes());
-        Self { endpoint, peer, transport, server: Arc::new(server) }
+        Self {
+            endpoint,
+            peer,
+            transport,
+            server: Arc::new(server),
+        }
     }
 
     /// The addresses that are bound, with their real ports.
@@ -192,13 +197,17 @@ impl Transport for Quic {
     fn dial<'a>(&'a self, addr: &'a PeerAddr) -> BoxFuture<'a, Result<Link, WireError>> {
         async move {
             let id = EndpointId::from_bytes(addr.peer.as_bytes()).map_err(WireError::new)?;
-            let mut to = EndpointAddr::from_parts(id, addr.addrs.iter().copied().map(TransportAddr::Ip));
+            let mut to =
+                EndpointAddr::from_parts(id, addr.addrs.iter().copied().map(TransportAddr::Ip));
             if let Some(relay) = &addr.relay {
                 to = to.with_relay_url(relay.parse().map_err(WireError::new)?);
             }
             let options = ConnectOptions::new().with_transport_config(self.transport.clone());
             let connecting = self.endpoint.connect_with_opts(to, ALPN, options).await;
-            let connection = connecting.map_err(WireError::new)?.await.map_err(WireError::new)?;
+            let connection = connecting
+                .map_err(WireError::new)?
+                .await
+                .map_err(WireError::new)?;
             Ok(Arc::new(QuicConnection(connection)) as Link)
         }
         .boxed()
@@ -236,7 +245,10 @@ struct QuicIncoming {
 impl Incoming for QuicIncoming {
     fn accept(self: Box<Self>) -> BoxFuture<'static, Result<Link, WireError>> {
         async move {
-            let accepting = self.incoming.accept_with(self.server).map_err(WireError::new)?;
+            let accepting = self
+                .incoming
+                .accept_with(self.server)
+                .map_err(WireError::new)?;
             let connection = accepting.await.map_err(WireError::new)?;
             Ok(Arc::new(QuicConnection(connection)) as Link)
         }
@@ -280,7 +292,8 @@ impl Connection for QuicConnection {
 
     fn trust(&self, streams: u32) {
         self.0.set_receive_window(VarInt::from_u32(TRUSTED_WINDOW));
-        self.0.set_max_concurrent_bi_streams(VarInt::from_u32(streams));
+        self.0
+            .set_max_concurrent_bi_streams(VarInt::from_u32(streams));
     }
 
     fn close(&self, code: u32, reason: &str) {
@@ -313,7 +326,10 @@ impl RawSend for QuicSend {
     ) -> Poll<Result<(), WireError>> {
         // The future holds no state between polls, so a fresh one each time goes on where the last
         // one was.
-        pin!(self.0.write_many_chunks(chunks)).poll(cx).map_ok(|_| ()).map_err(WireError::new)
+        pin!(self.0.write_many_chunks(chunks))
+            .poll(cx)
+            .map_ok(|_| ())
+            .map_err(WireError::new)
     }
 
     fn finish(&mut self) {
@@ -338,7 +354,9 @@ impl RawRecv for QuicRecv {
         cx: &mut Context<'_>,
         chunks: &mut [Bytes],
     ) -> Poll<Result<Option<usize>, WireError>> {
-        pin!(self.0.read_many_chunks(chunks)).poll(cx).map_err(WireError::new)
+        pin!(self.0.read_many_chunks(chunks))
+            .poll(cx)
+            .map_err(WireError::new)
     }
 
     fn stop(&mut self) {

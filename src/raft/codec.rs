@@ -134,13 +134,16 @@ pub(super) fn decode_append(mut from: Bytes) -> io::Result<AppendEntriesRequest<
     }
     // At least 21 bytes each: a claimed count cannot reserve more than the frame justifies.
     let mut entries = Vec::with_capacity((count as usize).min(from.len() / 21));
-    let mut expected = prev_log_id.map_or(0, |it| it.index + 1);
+    let prev = prev_log_id.map_or((0, None), |it| (it.leader_id.term, Some(it.index)));
+    let (mut term, mut last) = prev;
     for _ in 0..count {
         let id = log_id(take_u64(&mut from)?, take_u64(&mut from)?);
-        if id.index != expected {
+        let follows = last.map_or(Some(0), |it| it.checked_add(1)) == Some(id.index);
+        let in_order = (term..=vote.leader_id.term).contains(&id.leader_id.term);
+        if !follows || !in_order {
             return Err(malformed("entries that do not follow one another"));
         }
-        expected += 1;
+        (term, last) = (id.leader_id.term, Some(id.index));
         let kind = take_u8(&mut from)?;
         let length = take_u32(&mut from)? as usize;
         need(&from, length)?;

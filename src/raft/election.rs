@@ -4,6 +4,11 @@
 //! votes; voters then campaign after a little jitter. Members that still hear the leader refuse
 //! the pre-vote, so a majority must have lost it before anybody's term grows.
 
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
+
 use openraft::raft::TransferLeaderRequest;
 use rand::RngExt;
 
@@ -39,8 +44,9 @@ impl Replica {
             drop_lease(&raft, lost).await;
             let jitter = timing.campaign_jitter.as_micros().try_into().unwrap_or(u64::MAX);
             let pause = rand::rng().random_range(0..=jitter);
-            tokio::time::sleep(std::time::Duration::from_micros(pause)).await;
-            let voter = matches!(self.state().role, Role::Follower | Role::Candidate);
+            tokio::time::sleep(Duration::from_micros(pause)).await;
+            // A candidate's election runs already; another would undo it.
+            let voter = self.state().role == Role::Follower;
             if voter && self.state().leader.is_none_or(|it| it == lost) {
                 tracing::info!(%lost, "the leader is lost: campaigning");
                 let _ = raft.trigger().elect(true).await;
@@ -49,7 +55,7 @@ impl Replica {
         }
     }
 
-    /// Whether this member is out of reach: no bond with it, or a silent one.
+    /// Whether this member is out of reach: no bond with it, or a silent one, or it said goodbye.
     fn is_lost(&self, member: MemberId) -> bool {
         match self.mesh().bond_to(member) {
             Some(bond) => bond.is_silent() || self.has_departed(member),
@@ -68,5 +74,56 @@ async fn drop_lease(raft: &Raft, lost: MemberId) {
     {
         let request = TransferLeaderRequest::new(vote, lost, None);
         let _ = raft.handle_transfer_leader(request).await;
+    }
+}
+
+/// When the appends of the current leader were last heard here.
+///
+/// openraft's own lease does not come back for the rest of a term once [`drop_lease`] has cleared
+/// it; this one does, so that a leader which was out of reach for a moment is as hard to depose
+/// afterwards as before.
+#[derive(Debug)]
+pub(super) struct Heard {
+    started: Instant,
+    /// Milliseconds after `started`, plus one; 0 means never.
+    at: AtomicU64,
+}
+
+impl Default for Heard {
+    fn default() -> Self {
+        Self {
+            started: Instant::now(),
+            at: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Heard {
+    pub(super) fn now(&self) {
+        let millis = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
+        self.at.store(millis + 1, Ordering::Relaxed);
+    }
+
+    fn within(&self, span: Duration) -> bool {
+        let at = self.at.load(Ordering::Relaxed);
+        let Some(at) = at.checked_sub(1) else {
+            return false;
+        };
+        let age = self.started.elapsed().saturating_sub(Duration::from_millis(at));
+        age < span
+    }
+}
+
+impl Replica {
+    /// Whether this member has a leader that works, as far as it can tell: votes for others are
+    /// then refused, as a lease would.
+    pub(super) fn follows_a_live_leader(&self, candidate: MemberId) -> bool {
+        let Some(leader) = self.leader() else {
+            return false;
+        };
+        leader != candidate
+            && leader != self.member()
+            && !self.is_lost(leader)
+            && self.heard().within(self.config().timing.election_timeout_min)
     }
 }

@@ -8,7 +8,7 @@ use std::{io, sync::Weak};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::{StreamExt, future::BoxFuture, pin_mut, stream};
-use openraft::raft::TransferLeaderRequest;
+use openraft::raft::{TransferLeaderRequest, VoteResponse};
 
 use super::{
     Raft, Types, Vote, codec,
@@ -24,12 +24,15 @@ use super::{
 };
 use crate::{
     bond::{Introduction, Lane, MeshEvent, Proven, Refusal, Service, StreamKind},
-    identity::{BootId, MemberId, PeerAddr, PeerId},
+    identity::{MemberId, PeerAddr, PeerId},
     net::BondStream,
 };
 
 /// Requests with a first byte below this are journal entries, forwarded as they are.
 const FIRST_REQUEST: u8 = 16;
+/// Terms beyond this come from a member gone wrong: at a million elections a second it lasts
+/// 140,000 years, and counting on from it never overflows.
+const TERM_MAX: u64 = u64::MAX / 4;
 
 /// The group's answers to its bonds.
 pub(super) struct Inbound(pub(super) Weak<Replica>);
@@ -51,12 +54,11 @@ impl Service for Inbound {
     fn admit<'a>(
         &'a self,
         peer: PeerId,
-        boot: BootId,
         theirs: &'a Introduction,
     ) -> BoxFuture<'a, Result<(), Refusal>> {
         Box::pin(async move {
             match self.0.upgrade() {
-                Some(replica) => replica.admit(peer, boot, theirs).await,
+                Some(replica) => replica.admit(peer, theirs).await,
                 None => Err(Refusal::Stopped),
             }
         })
@@ -68,9 +70,10 @@ impl Service for Inbound {
                 return false;
             };
             match replica.raft() {
+                Some(_) if replica.stopped().is_some() => false,
                 Some(raft) => raft.with_raft_state(|_| ()).await.is_ok(),
                 // Not admitted yet: there is no core that could hang.
-                None => replica.stopped().is_none(),
+                None => replica.stopped().is_none() && !replica.was_admitted(),
             }
         })
     }
@@ -125,7 +128,7 @@ impl Service for Inbound {
 
     fn roster_changed(&self, roster: Vec<PeerAddr>) {
         if let Some(replica) = self.0.upgrade() {
-            replica.keep_roster(&roster);
+            replica.keep_roster(roster);
         }
     }
 }
@@ -144,17 +147,22 @@ async fn answer_vote_lane(
         VOTE | PRE_VOTE => {
             let request = codec::take_vote_request(&mut body)?;
             codec::end(&body)?;
-            check_sender(&request.vote, from)?;
-            let response = if kind == VOTE {
-                raft.vote(request).await
+            check_candidate(&request.vote, from)?;
+            let response = if !request.leadership_transfer
+                && replica.follows_a_live_leader(from.member)
+            {
+                refuse_vote(&raft).await
+            } else if kind == VOTE {
+                raft.vote(request).await.ok()
             } else {
-                raft.pre_vote(request).await
+                raft.pre_vote(request).await.ok()
             };
-            response.ok().map(|it| codec::encode_vote_response(&it))
+            response.map(|it| codec::encode_vote_response(&it))
         }
         APPEND => {
             let request = codec::decode_append(body)?;
-            check_sender(&request.vote, from)?;
+            check_leader(&request.vote, from)?;
+            hear(replica, from);
             let answers = raft.stream_append(stream::once(async { request }).boxed());
             pin_mut!(answers);
             let answer = answers.next().await;
@@ -165,7 +173,7 @@ async fn answer_vote_lane(
             let to = codec::take_member(&mut body)?;
             let last = codec::take_log_id(&mut body)?;
             codec::end(&body)?;
-            check_sender(&vote, from)?;
+            check_leader(&vote, from)?;
             let request = TransferLeaderRequest::<Types>::new(vote, to, last);
             let result = raft.handle_transfer_leader(request).await;
             result.ok().map(|it| encode_transferred(&it))
@@ -174,15 +182,29 @@ async fn answer_vote_lane(
     })
 }
 
+/// Answers as a member whose lease has not run out does.
+async fn refuse_vote(raft: &Raft) -> Option<VoteResponse<Types>> {
+    let vote = raft.with_raft_state(|it| *it.vote_ref()).await.ok()?;
+    Some(VoteResponse::new(vote, None, false))
+}
+
+/// The leader's lease on us, as we keep it ourselves.
+fn hear(replica: &Replica, from: &Proven) {
+    if replica.leader() == Some(from.member) {
+        replica.heard().now();
+    }
+}
+
 async fn serve_appends(replica: &Replica, from: &Proven, stream: BondStream) -> io::Result<()> {
     let BondStream { mut send, mut recv } = stream;
     let hello = recv.read_frame(ANSWER_FRAME_MAX).await.map_err(io::Error::other)?;
     check_target(replica, &mut hello.ok_or(io::ErrorKind::UnexpectedEof)?)?;
     let raft = replica.raft().ok_or(io::ErrorKind::NotConnected)?;
-    let leader = from.clone();
+    let leader = *from;
+    let hearing = replica.me();
     // The first request that does not hold ends the stream; the answers before it still go out.
     let requests = stream::unfold(recv, move |mut recv| {
-        let leader = leader.clone();
+        let hearing = hearing.clone();
         async move {
             let frame = match recv.read_frame(APPEND_FRAME_MAX).await {
                 Ok(frame) => frame?,
@@ -192,9 +214,14 @@ async fn serve_appends(replica: &Replica, from: &Proven, stream: BondStream) -> 
                 }
             };
             let request = codec::decode_append(frame)
-                .and_then(|it| check_sender(&it.vote, &leader).map(|()| it));
+                .and_then(|it| check_leader(&it.vote, &leader).map(|()| it));
             match request {
-                Ok(request) => Some((request, recv)),
+                Ok(request) => {
+                    if let Some(replica) = hearing.upgrade() {
+                        hear(&replica, &leader);
+                    }
+                    Some((request, recv))
+                }
                 Err(error) => {
                     tracing::warn!(member = %leader.member, %error, "an append was refused");
                     None
@@ -221,9 +248,12 @@ async fn receive_snapshot(replica: &Replica, from: &Proven, stream: BondStream) 
     let mut head = head.ok_or(io::ErrorKind::UnexpectedEof)?;
     check_target(replica, &mut head)?;
     let vote = codec::take_vote(&mut head)?;
-    check_sender(&vote, from)?;
+    check_leader(&vote, from)?;
     let length = codec::take_u64(&mut head)?;
     let meta = codec::decode_snapshot_meta(head)?;
+    if meta.last_log_id.is_none_or(|it| it.leader_id.term > vote.leader_id.term) {
+        return Err(codec::malformed("a snapshot from beyond its leader's term"));
+    }
     let raft = replica.raft().ok_or(io::ErrorKind::NotConnected)?;
     tracing::info!(leader = %from.member, length, ?meta.last_log_id, "receiving a snapshot");
     let mut receiver = replica.snapshots().receive()?;
@@ -236,6 +266,7 @@ async fn receive_snapshot(replica: &Replica, from: &Proven, stream: BondStream) 
         }
         let offset = received;
         received += chunk.len() as u64;
+        hear(replica, from);
         let writing = tokio::task::spawn_blocking(move || {
             receiver.write_chunk(offset, &chunk)?;
             Ok::<_, io::Error>(receiver)
@@ -278,10 +309,31 @@ fn check_target(replica: &Replica, body: &mut Bytes) -> io::Result<()> {
     Ok(())
 }
 
+/// A leader's vote is its own and was granted by a quorum.
+fn check_leader(vote: &Vote, from: &Proven) -> io::Result<()> {
+    check_sender(vote, from)?;
+    if !vote.committed {
+        return Err(codec::malformed("a leader's message under a vote that nobody granted"));
+    }
+    Ok(())
+}
+
+/// A candidate's vote is its own, and nothing that a quorum has granted already.
+fn check_candidate(vote: &Vote, from: &Proven) -> io::Result<()> {
+    check_sender(vote, from)?;
+    if vote.committed {
+        return Err(codec::malformed("a request for a vote that claims to be granted"));
+    }
+    Ok(())
+}
+
 fn check_sender(vote: &Vote, from: &Proven) -> io::Result<()> {
     let named: MemberId = vote.leader_id.voted_for;
     if named != from.member {
         return Err(codec::malformed("a vote that names another member than its sender"));
+    }
+    if vote.leader_id.term > TERM_MAX {
+        return Err(codec::malformed("a term that no group lives to see"));
     }
     Ok(())
 }

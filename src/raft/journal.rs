@@ -189,10 +189,13 @@ impl RaftLogStorage<Types> for Log {
                 }
             })
             .collect();
-        // The tail first: once the callback ran, everybody may ask for these entries.
-        self.tail().append(entries);
+        // The tail is held until it has the entries too: once the callback has run, which it may
+        // before `append` returns, everybody may ask for them.
+        let mut tail = self.tail();
         self.journal
-            .append(&records, Box::new(move |result| callback.io_completed(result)))
+            .append(&records, Box::new(move |result| callback.io_completed(result)))?;
+        tail.append(entries);
+        Ok(())
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {

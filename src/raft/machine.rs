@@ -23,20 +23,18 @@ use tokio::sync::{Mutex, watch};
 use super::{
     Entry, LogId, Reply, SnapshotMeta, StoredMembership, Types, codec,
     entry::Batch,
-    sessions::{Answer, Sessions, read_value, write_value},
+    sessions::{Sessions, read_value, write_value},
 };
 use crate::{
     error::Cause,
     identity::MemberId,
     machine::{Machine, Position, SnapshotReader},
     metrics::Counters,
-    storage::{Snapshots, StagedSnapshot, StoredSnapshot},
+    storage::{Snapshots, StagedSnapshot, StoredSnapshot, Turn},
 };
 
 /// Entries applied before their view is published and their answers are sent.
 const PUBLISH_EVERY: usize = 1_024;
-/// Removed members that are remembered; no group lives through more.
-const REMOVED_MAX: usize = 65_536;
 /// The version of the state's snapshot format.
 const SNAPSHOT_VERSION: u32 = 1;
 
@@ -114,8 +112,16 @@ impl StateHandle {
 
     /// Publishes the view and tells what is applied, then answers: whoever has an answer sees its
     /// effect in the next local query.
-    fn publish(&self, state: &mut State, answers: &mut Vec<(ApplyResponder<Types>, Reply)>) {
-        state.machine.publish(state.position());
+    fn publish(
+        &self,
+        state: &mut State,
+        answers: &mut Vec<(ApplyResponder<Types>, Reply)>,
+    ) -> io::Result<()> {
+        let at = state.position();
+        if let Err(panic) = guarded(|| state.machine.publish(at)) {
+            let cause = panicked(state.machine.name(), "taking a view", &panic);
+            return Err(self.stop(state, cause));
+        }
         self.applied.send_if_modified(|told| {
             let news = told.log_id != state.applied;
             told.log_id = state.applied;
@@ -130,6 +136,7 @@ impl StateHandle {
         for (responder, reply) in answers.drain(..) {
             responder.send(reply);
         }
+        Ok(())
     }
 
     async fn restore(&self, stored: &StoredSnapshot) -> io::Result<()> {
@@ -145,13 +152,16 @@ impl StateHandle {
         match result {
             Ok(done) => done?,
             Err(panic) => {
-                let name = state.machine.name();
-                let cause = Cause::new(format!("the machine {name} panicked in restore: {panic}"));
+                let cause = panicked(state.machine.name(), "being restored", &panic);
                 return Err(self.stop(&mut state, cause));
             }
         }
-        self.publish(&mut state, &mut Vec::new());
-        Ok(())
+        self.publish(&mut state, &mut Vec::new())
+    }
+
+    fn is_current(&self, stored: &StoredSnapshot) -> bool {
+        let current = self.snapshots.current();
+        current.is_some_and(|it| it.meta() == stored.meta() && it.len() == stored.len())
     }
 
     fn stop(&self, state: &mut State, cause: Cause) -> io::Error {
@@ -184,52 +194,62 @@ impl RaftStateMachine<Types> for StateHandle {
                 return Err(io::Error::other(cause.to_string()));
             }
             let reply = match guarded(|| state.apply(entry, &self.counters)) {
-                Ok(reply) => reply?,
+                Ok(Ok(reply)) => reply,
+                Ok(Err(Halt::Entry(error))) => return Err(error),
+                Ok(Err(Halt::Machine(why))) => return Err(self.stop(&mut state, Cause::new(why))),
                 Err(panic) => {
-                    let name = state.machine.name();
-                    let cause = Cause::new(format!(
-                        "the machine {name} panicked while applying the entry after {}: {panic}. \
-                         Applying is deterministic, so every member stops here and again at each \
-                         restart: fix the machine, then restart all members",
-                        state.position().index,
-                    ));
+                    let doing = format!("applying the entry after {}", state.position().index);
+                    let cause = panicked(state.machine.name(), &doing, &panic);
                     return Err(self.stop(&mut state, cause));
                 }
             };
             answers.extend(responder.map(|it| (it, reply)));
             unpublished += 1;
             if unpublished == PUBLISH_EVERY {
-                self.publish(&mut state, &mut answers);
+                self.publish(&mut state, &mut answers)?;
                 unpublished = 0;
             }
         }
-        self.publish(&mut state, &mut answers);
-        Ok(())
+        self.publish(&mut state, &mut answers)
+    }
+
+    /// Below the reserve of disk space nothing is written that can wait.
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder> {
+        let builder = self.get_snapshot_builder().await;
+        (force || builder.turn.is_ok()).then_some(builder)
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {
-        let state = self.state.lock().await;
+        let mut state = self.state.lock().await;
+        let content = guarded(|| state.capture()).unwrap_or_else(|panic| {
+            let cause = panicked(state.machine.name(), "capturing a snapshot", &panic);
+            let error = self.stop(&mut state, cause);
+            Box::new(move |_| Err(error))
+        });
         Builder {
             meta: SnapshotMeta {
                 last_log_id: state.applied,
                 last_membership: state.membership.clone(),
             },
-            content: std::sync::Mutex::new(Some(state.capture())),
+            content: std::sync::Mutex::new(Some(content)),
+            turn: self.snapshots.turn(),
             snapshots: self.snapshots.clone(),
-            counters: Arc::clone(&self.counters),
         }
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, file: SnapshotFile) -> io::Result<()> {
         let stored = match file {
-            // At a restart openraft hands back what is stored already.
-            SnapshotFile::Stored(stored) => stored,
+            // At a restart openraft hands back what is stored here already.
+            SnapshotFile::Stored(stored) if self.is_current(&stored) => stored,
+            SnapshotFile::Stored(stored) => {
+                let snapshots = self.snapshots.clone();
+                let copying = tokio::task::spawn_blocking(move || copy(&stored, &snapshots));
+                copying.await.map_err(io::Error::other)??
+            }
             SnapshotFile::Staged(staged) => {
                 let snapshots = self.snapshots.clone();
                 let installing = tokio::task::spawn_blocking(move || snapshots.install(staged));
-                let stored = installing.await.map_err(io::Error::other)??;
-                self.counters.snapshots_installed.add(1);
-                stored
+                installing.await.map_err(io::Error::other)??
             }
         };
         if codec::decode_snapshot_meta(stored.meta().clone())? != *meta {
@@ -264,8 +284,13 @@ impl State {
         })
     }
 
-    fn apply(&mut self, entry: Entry, counters: &Counters) -> io::Result<Reply> {
+    fn apply(&mut self, entry: Entry, counters: &Counters) -> Result<Reply, Halt> {
         let id = entry.log_id();
+        if Some(id) <= self.applied {
+            // A Raft instance that was put away may still hand over what a new one has read from
+            // the journal already.
+            return Ok(Reply::default());
+        }
         let at = Position {
             term: id.leader_id.term,
             index: id.index,
@@ -278,7 +303,7 @@ impl State {
                 self.membership = StoredMembership::new(Some(id), membership);
                 Vec::new()
             }
-            EntryPayload::Normal(command) => match Batch::decode(&command.0)? {
+            EntryPayload::Normal(command) => match Batch::decode(&command.0).map_err(Halt::Entry)? {
                 Batch::Open => {
                     self.sessions.open(id.index);
                     Vec::new()
@@ -292,12 +317,20 @@ impl State {
                     let machine = &mut self.machine;
                     let mut applied = 0;
                     let head = (session, first_seq, lowest_unanswered);
-                    let answers = self.sessions.apply(id.index, head, &commands, |offset, it| {
+                    let answers = self.sessions.apply(at, head, &commands, |at, it| {
                         applied += 1;
-                        machine.apply(Position { offset, ..at }, it).ok()
+                        machine.apply(at, it)
                     });
                     counters.commands_applied.add(applied);
-                    answers
+                    // Every command was read by the machine of whoever proposed it. To go on here
+                    // without it would be another state than the others'.
+                    answers.map_err(|error| {
+                        Halt::Machine(format!(
+                            "the machine {} cannot read a committed command: {error}. This node \
+                             runs an older version of it than another member: update it",
+                            machine.name()
+                        ))
+                    })?
                 }
             },
         };
@@ -315,9 +348,6 @@ impl State {
             .filter(|member| new.get_node(member).is_none())
             .collect();
         self.removed.extend(gone);
-        while self.removed.len() > REMOVED_MAX {
-            self.removed.pop_first();
-        }
     }
 
     /// The whole state at this moment, to be written by another thread.
@@ -353,6 +383,14 @@ impl State {
     }
 }
 
+/// Why an entry cannot be applied; nothing is applied after it.
+enum Halt {
+    /// The journal holds what this program cannot read.
+    Entry(io::Error),
+    /// The machine cannot go on; in words.
+    Machine(String),
+}
+
 type Content = Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + Send>;
 
 /// Writes one captured state to its file.
@@ -360,8 +398,9 @@ pub(crate) struct Builder {
     meta: SnapshotMeta,
     /// In a lock only because openraft wants the builder to be `Sync`.
     content: std::sync::Mutex<Option<Content>>,
+    /// Taken with the state, so that what is installed meanwhile counts as newer.
+    turn: io::Result<Turn>,
     snapshots: Snapshots,
-    counters: Arc<Counters>,
 }
 
 impl RaftSnapshotBuilder<Types> for Builder {
@@ -375,15 +414,36 @@ impl RaftSnapshotBuilder<Types> for Builder {
             .and_then(Option::take)
             .ok_or_else(|| io::Error::other("a snapshot is built once from one captured state"))?;
         let meta: Bytes = codec::encode_snapshot_meta(&self.meta);
+        let spent = || Err(io::Error::other("a captured state is written once"));
+        let turn = std::mem::replace(&mut self.turn, spent())?;
         let snapshots = self.snapshots.clone();
-        let building = tokio::task::spawn_blocking(move || snapshots.build(meta, content));
+        let building = tokio::task::spawn_blocking(move || snapshots.build(turn, meta, content));
         let stored = building.await.map_err(io::Error::other)??;
-        self.counters.snapshots_built.add(1);
         Ok(Snapshot {
-            meta: self.meta.clone(),
+            meta: codec::decode_snapshot_meta(stored.meta().clone())?,
             snapshot: SnapshotFile::Stored(stored),
         })
     }
+}
+
+/// Takes another store's snapshot in, the way one is received.
+fn copy(from: &StoredSnapshot, to: &Snapshots) -> io::Result<StoredSnapshot> {
+    const CHUNK: usize = 256 * 1024;
+    let mut receiver = to.receive()?;
+    let mut offset = 0;
+    while offset < from.len() {
+        let chunk = from.read_at(offset, CHUNK)?;
+        receiver.write_chunk(offset, &chunk)?;
+        offset += chunk.len() as u64;
+    }
+    to.install(receiver.finish()?)
+}
+
+fn panicked(name: &str, doing: &str, panic: &str) -> Cause {
+    Cause::new(format!(
+        "the machine {name} panicked while {doing}: {panic}. A machine is deterministic, so every \
+         member stops here and again at each restart: fix the machine, then restart all members"
+    ))
 }
 
 /// Runs the user's code; a panic comes back as its message. The state it may have left half
@@ -396,9 +456,3 @@ fn guarded<T>(run: impl FnOnce() -> T) -> Result<T, String> {
     })
 }
 
-/// For the answers of entries that hold no commands.
-impl Reply {
-    pub(crate) fn sole_answer(self) -> Option<Answer> {
-        self.answers.into_iter().next()
-    }
-}

@@ -15,6 +15,7 @@ use openraft::{
     async_runtime::watch::WatchReceiver,
     errors::{ChangeMembershipError, ClientWriteError, RaftError},
 };
+use rand::seq::IteratorRandom;
 use serde::{Deserialize, Serialize};
 
 use super::{MemberNode, Raft, Role, Types, codec, replica::Replica};
@@ -29,6 +30,10 @@ pub(super) const MEMBERSHIP: u8 = 17;
 
 /// How often the leader looks whether a learner has caught up or a change was left half done.
 const UPKEEP_EVERY: Duration = Duration::from_millis(100);
+/// Members of one group, learners included; far below what a membership entry can hold.
+const MEMBERS_MAX: usize = 128;
+/// Members that one group can have removed in its life: their ids are kept for good.
+const REMOVED_MAX: usize = 65_536;
 /// How long one membership change may take before the caller is told that there is no quorum.
 const CHANGE_TIME_MAX: Duration = Duration::from_secs(10);
 
@@ -66,12 +71,24 @@ pub(crate) enum MembershipRefusal {
     /// Nobody of that name is in the group.
     #[error("no such member")]
     NoSuchMember,
+    /// The voters that would remain, or those there are, could not decide anything.
+    #[error(
+        "too few of the voters can be reached to change who votes: bring one back, or remove \
+         those that are gone for good first"
+    )]
+    NoMajority,
+    /// The group has as many members as it may have.
+    #[error("the group has as many members as it may have; remove some first")]
+    Full,
     /// A group without voters would be lost.
     #[error("the last voter cannot be removed; it can only leave, which ends the group")]
     LastVoter,
     /// Leadership goes to voters that are connected.
     #[error("leadership can go only to a voter that is bonded with the leader")]
     NotAVoter,
+    /// The target lacks too much of the journal.
+    #[error("the chosen member is too far behind to lead; try again when it has caught up")]
+    TooFarBehind,
     /// The target did not take over; the old leader or another one goes on.
     #[error("the chosen member did not take over in time; the group goes on")]
     NotTaken,
@@ -121,10 +138,11 @@ impl Replica {
             return Some(self.carry_out(request.clone()).await);
         }
         let mesh = self.mesh();
-        // A joiner knows no leader yet: anybody it is bonded with can tell.
+        // A joiner knows no leader yet: somebody it is bonded with can tell. Not always the same
+        // one, which may be a joiner itself.
         let bond = known
             .and_then(|it| mesh.bond_to(it))
-            .or_else(|| mesh.bonds().iter().map(|(_, bond)| bond).next())?;
+            .or_else(|| mesh.bonds().iter().map(|(_, bond)| bond).choose(&mut rand::rng()))?;
         let mut message = vec![MEMBERSHIP];
         message.extend(postcard::to_stdvec(request).ok()?);
         let answer = bond.request(Lane::Forward, message.into());
@@ -174,6 +192,10 @@ impl Replica {
         if self.state().members.iter().any(|it| it.member == member) {
             return Response::Done;
         }
+        let removed = self.removed_count();
+        if self.state().members.len() >= MEMBERS_MAX || removed >= REMOVED_MAX {
+            return Response::Refused(MembershipRefusal::Full);
+        }
         tracing::info!(%member, peer = %addr.peer, "admitting a learner");
         let adding = ChangeMembers::AddNodes(BTreeMap::from([(member, MemberNode { addr })]));
         self.change(raft, adding).await
@@ -199,6 +221,9 @@ impl Replica {
                 Err(_) => Response::Busy,
             };
         }
+        if target.voter && !self.can_decide_without(member) {
+            return Response::Refused(MembershipRefusal::NoMajority);
+        }
         tracing::info!(%member, "removing a member");
         let one = BTreeSet::from([member]);
         let removing = if target.voter {
@@ -210,14 +235,37 @@ impl Replica {
     }
 
     async fn change(&self, raft: &Raft, change: ChangeMembers<MemberId, MemberNode>) -> Response {
-        // Not retained: who loses its vote by `RemoveVoters` leaves the group.
-        let retain = !matches!(change, ChangeMembers::RemoveVoters(_));
-        let changing = raft.change_membership(change, retain);
+        // Not retained: who loses its vote leaves the group, also when the second half of a joint
+        // change is done by another leader.
+        let changing = raft.change_membership(change, false);
         match tokio::time::timeout(CHANGE_TIME_MAX, changing).await {
             Ok(Ok(_)) => Response::Done,
             Ok(Err(error)) => refused_by_core(&error),
             Err(_) => Response::Busy,
         }
+    }
+
+    /// Whether a majority of the voters, and one of those that remain, can be reached: a joint
+    /// change needs both, and one that cannot be finished blocks every other.
+    fn can_decide_without(&self, removed: MemberId) -> bool {
+        let voters: Vec<MemberId> = self
+            .state()
+            .members
+            .iter()
+            .filter(|it| it.voter)
+            .map(|it| it.member)
+            .collect();
+        let majority = |of: Vec<MemberId>| {
+            let reached = of.iter().filter(|it| self.reaches(**it)).count();
+            reached > of.len() / 2
+        };
+        let remaining = voters.iter().copied().filter(|it| *it != removed).collect();
+        majority(voters) && majority(remaining)
+    }
+
+    fn reaches(&self, member: MemberId) -> bool {
+        let bond = self.mesh().bond_to(member);
+        member == self.member() || bond.is_some_and(|it| !it.is_silent())
     }
 
     /// The voter that has most of the journal among those we are bonded with.
@@ -233,12 +281,20 @@ impl Replica {
             .map(|it| it.member)
     }
 
-    /// Hands leadership over: takes no more commands, waits until the heir has everything, tells
-    /// it to campaign at once. (Ongaro, section 3.10.)
-    ///
-    /// openraft never gives such an attempt up; if nobody took over within an election timeout,
-    /// the Raft instance is started anew, which every replica must bear at any time anyway.
-    pub(crate) async fn hand_over(
+    /// Hands leadership over. openraft never gives an attempt up; if nobody took over within an
+    /// election timeout, the Raft instance is started anew, which every replica must bear at any
+    /// time anyway.
+    async fn hand_over(&self, raft: &Raft, heir: MemberId) -> Result<(), MembershipRefusal> {
+        let handed = self.try_hand_over(raft, heir).await;
+        if handed == Err(MembershipRefusal::NotTaken) {
+            self.restart_raft().await;
+        }
+        handed
+    }
+
+    /// Takes no more commands, waits until the heir has everything, tells it to campaign at once.
+    /// (Ongaro, *Consensus: Bridging Theory and Practice*, section 3.10.)
+    pub(super) async fn try_hand_over(
         &self,
         raft: &Raft,
         heir: MemberId,
@@ -254,7 +310,7 @@ impl Replica {
         let limit = self.config().timing.election_timeout_max;
         let _intake = self.close_intake();
         if tokio::time::timeout(limit, self.matches_all(heir)).await.is_err() {
-            return Err(MembershipRefusal::NotTaken);
+            return Err(MembershipRefusal::TooFarBehind);
         }
         let term = self.state().term;
         if raft.trigger().transfer_leader(heir).await.is_err() {
@@ -262,12 +318,10 @@ impl Replica {
         }
         let mut watch = self.watch();
         let taken = watch.wait_for(|it| it.term > term && it.leader.is_some());
-        let taken = tokio::time::timeout(limit, taken).await.is_ok();
-        if !taken {
-            self.restart_raft().await;
-            return Err(MembershipRefusal::NotTaken);
+        match tokio::time::timeout(limit, taken).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(MembershipRefusal::NotTaken),
         }
-        Ok(())
     }
 
     async fn matches_all(&self, heir: MemberId) {
@@ -315,6 +369,9 @@ impl Replica {
         if let Some(ghost) = self.ghost() {
             let one = BTreeSet::from([ghost]);
             let votes = state.members.iter().any(|it| it.member == ghost && it.voter);
+            if votes && !self.can_decide_without(ghost) {
+                return None;
+            }
             return Some(if votes {
                 ChangeMembers::RemoveVoters(one)
             } else {

@@ -19,6 +19,9 @@ mod sessions;
 mod snapshots;
 mod watch;
 
+#[cfg(test)]
+mod tests;
+
 
 
 use serde::{Deserialize, Serialize};

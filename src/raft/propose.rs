@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Command, Raft, Types, codec, replica::Replica, sessions::Answer};
 use crate::{
-    bond::{Lane, LaneError},
+    bond::{Bond, Lane, LaneError},
     error::Cause,
     identity::MemberId,
     machine::Position,
@@ -53,9 +53,13 @@ const UNCLEAR: u8 = 2;
 const REFUSED: u8 = 3;
 
 const OUTPUT: u8 = 0;
-const EXPIRED: u8 = 1;
-const FORGOTTEN: u8 = 2;
-const UNDECODABLE: u8 = 3;
+const EARLIER: u8 = 1;
+const EXPIRED: u8 = 2;
+const LOST: u8 = 3;
+
+/// Bytes of outputs that one answer to a forwarded entry may hold: what a lane's frame can take
+/// with room to spare. Outputs beyond it are said to be lost; the commands were applied.
+const OUTPUT_BYTES_MAX: usize = crate::config::COMMAND_BYTES_LIMIT;
 
 impl Replica {
     /// Tries once to have this entry committed by the leader this node knows of.
@@ -69,6 +73,9 @@ impl Replica {
         let (Some(raft), Some(leader)) = (self.raft(), self.leader()) else {
             return Box::pin(async { Attempt::NotProposed });
         };
+        if let Err(error) = self.store().check_writable() {
+            return Box::pin(async move { Attempt::Refused(error.to_string()) });
+        }
         if leader == self.member() {
             if self.intake_is_closed() {
                 return Box::pin(async { Attempt::NotProposed });
@@ -78,8 +85,9 @@ impl Replica {
         let Some(bond) = self.mesh().bond_to(leader) else {
             return Box::pin(async { Attempt::NotProposed });
         };
+        let asking = self.ask_over(bond, leader, entry);
         Box::pin(async move {
-            match bond.request(Lane::Forward, entry).await {
+            match asking.await {
                 Ok(answer) => decode_attempt(answer).unwrap_or_else(|error| {
                     tracing::warn!(%leader, %error, "the leader's answer cannot be read");
                     Attempt::Unclear
@@ -90,13 +98,34 @@ impl Replica {
         })
     }
 
+    /// One request to the leader over its bond. Given up once somebody else is known to lead: the
+    /// bond of a leader that has died ends long after there is another.
+    pub(super) fn ask_over(
+        &self,
+        bond: Bond,
+        leader: MemberId,
+        request: Bytes,
+    ) -> impl Future<Output = Result<Bytes, LaneError>> + Send + 'static {
+        let mut told = self.watch();
+        async move {
+            tokio::select! {
+                biased;
+                answer = bond.request(Lane::Forward, request) => answer,
+                _ = told.wait_for(|it| it.leader.is_some_and(|it| it != leader)) => {
+                    Err(LaneError::Terminated)
+                }
+            }
+        }
+    }
+
     /// Proposes an entry that another member forwarded, if this node leads.
     pub(super) fn propose_forwarded(&self, entry: Bytes) -> BoxFuture<'static, Attempt> {
         let leads = self.leader() == Some(self.member()) && !self.intake_is_closed();
         if self.stopped().is_some() || !leads {
             return Box::pin(async { Attempt::NotProposed });
         }
-        if let Err(error) = self.check_entry(&entry) {
+        let checked = self.store().check_writable().and_then(|()| self.check_entry(&entry));
+        if let Err(error) = checked {
             return Box::pin(async move { Attempt::Refused(error.to_string()) });
         }
         match self.raft() {
@@ -137,22 +166,33 @@ pub(super) fn encode_attempt(attempt: &Attempt) -> Bytes {
         Attempt::Unclear | Attempt::Stopped(_) => return Bytes::from_static(&[UNCLEAR]),
         Attempt::Refused(why) => return [&[REFUSED], why.as_bytes()].concat().into(),
     };
-    let bytes: usize = reply.answers.iter().map(|it| 5 + output_len(it)).sum();
-    let mut out = BytesMut::with_capacity(32 + bytes);
+    let bytes: usize = reply.answers.iter().map(|it| 32 + output_len(it)).sum();
+    let mut room = OUTPUT_BYTES_MAX;
+    let mut out = BytesMut::with_capacity(32 + bytes.min(OUTPUT_BYTES_MAX));
     out.put_u8(DONE);
     out.put_u64_le(reply.at.term);
     out.put_u64_le(reply.at.index);
     out.put_u32_le(u32::try_from(reply.answers.len()).unwrap_or(u32::MAX));
     for answer in &reply.answers {
+        let Some(left) = room.checked_sub(output_len(answer)) else {
+            out.put_u8(LOST);
+            continue;
+        };
+        room = left;
         match answer {
             Answer::Output(bytes) => {
                 out.put_u8(OUTPUT);
-                out.put_u32_le(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
-                out.put_slice(bytes);
+                put_output(&mut out, bytes);
+            }
+            Answer::Earlier(at, bytes) => {
+                out.put_u8(EARLIER);
+                out.put_u64_le(at.term);
+                out.put_u64_le(at.index);
+                out.put_u32_le(at.offset);
+                put_output(&mut out, bytes);
             }
             Answer::Expired => out.put_u8(EXPIRED),
-            Answer::Forgotten => out.put_u8(FORGOTTEN),
-            Answer::Undecodable => out.put_u8(UNDECODABLE),
+            Answer::Lost => out.put_u8(LOST),
         }
     }
     out.freeze()
@@ -175,16 +215,17 @@ pub(super) fn decode_attempt(mut from: Bytes) -> io::Result<Attempt> {
     let mut answers = Vec::with_capacity(count.min(from.len()));
     for _ in 0..count {
         answers.push(match codec::take_u8(&mut from)? {
-            OUTPUT => {
-                let length = codec::take_u32(&mut from)? as usize;
-                if from.len() < length {
-                    return Err(codec::malformed("fewer bytes than it says"));
-                }
-                Answer::Output(from.split_to(length))
+            OUTPUT => Answer::Output(take_output(&mut from)?),
+            EARLIER => {
+                let at = Position {
+                    term: codec::take_u64(&mut from)?,
+                    index: codec::take_u64(&mut from)?,
+                    offset: codec::take_u32(&mut from)?,
+                };
+                Answer::Earlier(at, take_output(&mut from)?)
             }
             EXPIRED => Answer::Expired,
-            FORGOTTEN => Answer::Forgotten,
-            UNDECODABLE => Answer::Undecodable,
+            LOST => Answer::Lost,
             _ => return Err(codec::malformed("an answer of an unknown kind")),
         });
     }
@@ -192,10 +233,23 @@ pub(super) fn decode_attempt(mut from: Bytes) -> io::Result<Attempt> {
     Ok(Attempt::Done(Reply { at, answers }))
 }
 
+fn put_output(out: &mut BytesMut, bytes: &Bytes) {
+    out.put_u32_le(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+    out.put_slice(bytes);
+}
+
+fn take_output(from: &mut Bytes) -> io::Result<Bytes> {
+    let length = codec::take_u32(from)? as usize;
+    if from.len() < length {
+        return Err(codec::malformed("fewer bytes than it says"));
+    }
+    Ok(from.split_to(length))
+}
+
 fn output_len(answer: &Answer) -> usize {
     match answer {
-        Answer::Output(bytes) => bytes.len(),
-        _ => 0,
+        Answer::Output(bytes) | Answer::Earlier(_, bytes) => bytes.len(),
+        Answer::Expired | Answer::Lost => 0,
     }
 }
 
@@ -218,14 +272,6 @@ impl Replica {
     }
 }
 
-/// Where a member that does not lead should turn.
-pub(super) fn encode_leader_hint(leader: Option<MemberId>) -> Bytes {
-    let mut out = BytesMut::with_capacity(17);
-    out.put_u8(u8::from(leader.is_some()));
-    codec::put_member(&mut out, leader.unwrap_or_default());
-    out.freeze()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -237,8 +283,11 @@ mod tests {
             answers: vec![
                 Answer::Output(Bytes::from_static(b"abc")),
                 Answer::Expired,
-                Answer::Forgotten,
-                Answer::Undecodable,
+                Answer::Lost,
+                Answer::Earlier(
+                    Position { term: 1, index: 2, offset: 3 },
+                    Bytes::from_static(b"x"),
+                ),
                 Answer::Output(Bytes::new()),
             ],
         };
@@ -249,6 +298,20 @@ mod tests {
         }
         for cut in 0..bytes.len() {
             assert!(decode_attempt(bytes.slice(..cut)).is_err(), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn outputs_that_do_not_fit_a_frame_are_lost_and_the_others_are_not() {
+        let large = Answer::Output(Bytes::from(vec![7; OUTPUT_BYTES_MAX / 2 + 1]));
+        let small = Answer::Output(Bytes::from_static(b"small"));
+        let reply = Reply {
+            at: Position::default(),
+            answers: vec![large.clone(), large.clone(), small.clone()],
+        };
+        match decode_attempt(encode_attempt(&Attempt::Done(reply))).expect("reads") {
+            Attempt::Done(read) => assert_eq!(read.answers, [large, Answer::Lost, small]),
+            other => panic!("{other:?}"),
         }
     }
 

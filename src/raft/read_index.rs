@@ -54,7 +54,9 @@ impl Replica {
         };
         match tokio::time::timeout(patience, asking).await {
             Ok(Some(index)) => Ok(index),
-            Ok(None) => Err(self.stopped().map_or(ReadError::NoLeader, ReadError::Stopped)),
+            Ok(None) => Err(self
+                .stopped()
+                .map_or(ReadError::NoLeader, ReadError::Stopped)),
             Err(_) => Err(ReadError::NoLeader),
         }
     }
@@ -86,19 +88,14 @@ impl Replica {
     }
 
     async fn read_round(&self) -> Option<u64> {
-        let mut state = self.watch();
-        let leader = state.borrow_and_update().leader?;
+        let leader = self.leader()?;
         if leader == self.member() {
             return self.read_index_here().await;
         }
         let bond = self.mesh().bond_to(leader)?;
-        let answer = bond.request(Lane::Forward, Bytes::from_static(&[READ_INDEX]));
+        let answer = self.ask_over(bond, leader, Bytes::from_static(&[READ_INDEX]));
         let limit = self.config().timing.election_timeout_max * 2;
-        let answer = tokio::select! {
-            answer = tokio::time::timeout(limit, answer) => answer.ok()?.ok()?,
-            // It may be dead, and then the answer does not come.
-            _ = state.wait_for(|it| it.leader != Some(leader)) => return None,
-        };
+        let answer = tokio::time::timeout(limit, answer).await.ok()?.ok()?;
         decode_read_index(answer).ok().flatten()
     }
 
@@ -142,7 +139,8 @@ impl Replica {
             .map(|member| async move { (member, self.follows(member, vote).await) })
             .collect();
         loop {
-            let majority = |it: &BTreeSet<MemberId>| it.intersection(&with_us).count() > it.len() / 2;
+            let majority =
+                |it: &BTreeSet<MemberId>| it.intersection(&with_us).count() > it.len() / 2;
             if configurations.iter().all(majority) {
                 return true;
             }

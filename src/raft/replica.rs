@@ -1,11 +1,11 @@
 //! One group on this node: what it is made of, how it starts, how it stops.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     io,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -16,6 +16,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     MemberNode, Raft, ReplicaState, Role,
+    election::Heard,
     inbound::Inbound,
     journal::Log,
     machine::{Applied, StateHandle},
@@ -27,7 +28,7 @@ use crate::{
     bond::{Introduction, MeshEvent, Proven, Refusal},
     config::Config,
     error::Cause,
-    identity::{BootId, Genesis, GroupKey, MemberId, PeerAddr, PeerId},
+    identity::{Genesis, GroupKey, MemberId, PeerAddr, PeerId},
     machine::{CheckCommand, Machine},
     mesh::{Links, Mesh, MeshSpec},
     metrics::Counters,
@@ -39,8 +40,6 @@ use crate::{
 pub(crate) const FORMAT: u32 = 1;
 /// How long one request to be admitted may take before it is made again.
 const JOIN_PATIENCE: Duration = Duration::from_secs(5);
-/// Superseded starts of a member that are remembered, to know a copy of its data by.
-const BOOTS_MAX: usize = 64;
 
 /// What a replica is started with.
 pub(crate) struct ReplicaSpec {
@@ -76,11 +75,13 @@ pub(crate) struct Replica {
     applied: watch::Receiver<Applied>,
     genesis: watch::Sender<Option<Genesis>>,
     mesh: OnceLock<Mesh>,
-    raft: RwLock<Option<Raft>>,
+    raft: RwLock<Option<Instance>>,
+    generation: AtomicU64,
+    heard: Heard,
+    roster: watch::Sender<Vec<PeerAddr>>,
     told: watch::Sender<ReplicaState>,
     lost: watch::Sender<Option<MemberId>>,
     departed: Mutex<BTreeSet<MemberId>>,
-    boots: Mutex<HashMap<MemberId, Boots>>,
     reads: ReadRounds,
     /// Callers that have stopped the intake of commands, see [`Replica::close_intake`].
     intake_closed: AtomicUsize,
@@ -89,11 +90,10 @@ pub(crate) struct Replica {
     cancel: CancellationToken,
 }
 
-/// The starts of one member that were seen.
-struct Boots {
-    peer: PeerId,
-    current: BootId,
-    superseded: Vec<BootId>,
+/// One run of openraft on this replica.
+struct Instance {
+    generation: u64,
+    raft: Raft,
 }
 
 impl Replica {
@@ -122,10 +122,12 @@ impl Replica {
             check,
             mesh: OnceLock::new(),
             raft: RwLock::new(None),
+            generation: AtomicU64::new(0),
+            heard: Heard::default(),
+            roster: watch::Sender::new(Vec::new()),
             told: watch::Sender::new(ReplicaState::default()),
             lost: watch::Sender::new(None),
             departed: Mutex::default(),
-            boots: Mutex::default(),
             reads,
             intake_closed: AtomicUsize::new(0),
             change_turn: tokio::sync::Mutex::new(()),
@@ -154,6 +156,8 @@ impl Replica {
         self.spawn(|it| async move { it.seek_admission().await });
         self.spawn(|it| async move { it.watch_store().await });
         self.spawn(|it| async move { it.watch_machine().await });
+        self.spawn(|it| async move { it.heed_refusals().await });
+        self.spawn(|it| async move { it.store_roster().await });
     }
 
     /// Runs a task that ends with the replica.
@@ -206,19 +210,28 @@ impl Replica {
                 .await
                 .map_err(|error| Cause::new(format!("the group cannot be founded: {error}")))?;
         }
-        *write(&self.raft) = Some(raft.clone());
-        let watched = raft.clone();
+        let generation = self.generation.fetch_add(1, Ordering::AcqRel) + 1;
+        *write(&self.raft) = Some(Instance {
+            generation,
+            raft: raft.clone(),
+        });
+        if self.stopped().is_some() {
+            // The group was stopped while this was starting, and may have found nothing to end.
+            *write(&self.raft) = None;
+            let _ = raft.shutdown().await;
+            return Ok(());
+        }
         self.spawn(|it| async move {
-            it.follow(watched.clone()).await;
-            it.instance_ended(&watched).await;
+            it.follow(raft.clone()).await;
+            it.instance_ended(generation, &raft);
         });
         Ok(())
     }
 
     /// An instance that ends by itself has met a fault that it will not survive.
-    async fn instance_ended(&self, ended: &Raft) {
-        let current = self.raft();
-        if current.is_some() && self.stopped().is_none() {
+    fn instance_ended(&self, generation: u64, ended: &Raft) {
+        let current = read(&self.raft).as_ref().map(|it| it.generation);
+        if current == Some(generation) && self.stopped().is_none() {
             let metrics = ended.metrics();
             let state = metrics.borrow_watched().running_state.clone();
             let why = state.err().map_or_else(|| "it stopped".into(), |it| it.to_string());
@@ -229,44 +242,63 @@ impl Replica {
         }
     }
 
-    /// Puts the Raft instance away and starts another on the same journal and state.
+    /// Puts the Raft instance away and starts another on the same journal and state. Goes on to
+    /// its end whoever stops waiting for it.
     pub(super) async fn restart_raft(&self) {
         let Some(replica) = self.me.upgrade() else {
             return;
         };
-        let Some(old) = write(&self.raft).take() else {
-            return;
-        };
-        tracing::warn!(group = %self.record.id, "starting the Raft instance anew");
-        let _ = old.shutdown().await;
-        if let Err(cause) = replica.start_raft().await {
-            self.stop_from_within(cause);
-        }
+        let (done, waited) = tokio::sync::oneshot::channel::<()>();
+        self.run(async move {
+            let old = write(&replica.raft).take();
+            if let Some(old) = old {
+                tracing::warn!(group = %replica.record.id, "starting the Raft instance anew");
+                let _ = old.raft.shutdown().await;
+                if let Err(cause) = replica.start_raft().await {
+                    replica.stop_from_within(cause);
+                }
+            }
+            drop(done);
+        });
+        let _ = waited.await;
     }
 
     /// Ends everything of the group on this node, in order. Idempotent.
     pub(crate) async fn stop(&self, cause: Cause) {
-        self.stop_from_within(cause.clone());
+        self.mark_stopped(cause.clone());
         self.tasks.close();
-        let raft = write(&self.raft).take();
-        if let Some(raft) = raft {
-            let _ = raft.shutdown().await;
+        let instance = write(&self.raft).take();
+        if let Some(instance) = instance {
+            let _ = instance.raft.shutdown().await;
         }
         self.mesh().close(cause.as_str()).await;
         self.tasks.wait().await;
     }
 
-    /// Marks the group as stopped and cancels its tasks; [`Replica::stop`] does the rest.
+    /// Marks the group as stopped and cancels its tasks; has [`Replica::stop`] do the rest, which
+    /// waits for the task that this is called from.
     fn stop_from_within(&self, cause: Cause) {
-        self.told.send_modify(|told| {
-            if told.stopped.is_none() {
+        if self.mark_stopped(cause.clone())
+            && let Some(replica) = self.me.upgrade()
+        {
+            tokio::spawn(async move { replica.stop(cause).await });
+        }
+    }
+
+    /// False if it was marked before.
+    fn mark_stopped(&self, cause: Cause) -> bool {
+        let marked = self.told.send_if_modified(|told| {
+            let first = told.stopped.is_none();
+            if first {
                 tracing::info!(group = %self.record.id, %cause, "the group stops on this node");
                 told.stopped = Some(cause);
                 told.role = Role::Stopped;
                 told.leader = None;
             }
+            first
         });
         self.cancel.cancel();
+        marked
     }
 
     /// The state machine's panic stops this group here.
@@ -275,6 +307,27 @@ impl Replica {
         let cause = broken.wait_for(Option::is_some).await.map(|it| it.clone());
         if let Ok(Some(cause)) = cause {
             self.stop_from_within(cause);
+        }
+    }
+
+    /// What a member says of us after the proof: that this one was removed, or is a copy, ends the
+    /// group here; that another group was founded with our key is shown.
+    async fn heed_refusals(self: Arc<Self>) {
+        let mut refusals = self.mesh().refusals();
+        loop {
+            let refused = *refusals.borrow_and_update();
+            match refused {
+                Some((peer, why @ (Refusal::RemovedMember | Refusal::ClonedMember))) => {
+                    self.tell(|it| it.removed = why == Refusal::RemovedMember);
+                    let cause = Cause::new(format!("{} refuses it: {why}", peer.short()));
+                    return self.stop_from_within(cause);
+                }
+                Some((_, Refusal::OtherGenesis)) => self.tell(|it| it.rival = true),
+                _ => {}
+            }
+            if refusals.changed().await.is_err() {
+                return;
+            }
         }
     }
 
@@ -334,6 +387,7 @@ impl Replica {
                 known.remove(&peer);
                 mesh.forget(peer);
             }
+            self.part_with_removed();
             let seen = membership;
             loop {
                 if applied.changed().await.is_err() {
@@ -344,6 +398,25 @@ impl Replica {
                 }
             }
         }
+    }
+}
+
+impl Replica {
+    /// Ends the bonds with removed members. They dial again and are told why that is in vain.
+    fn part_with_removed(self: &Arc<Self>) {
+        let of_removed = |it: &Self| {
+            let bonds = it.mesh().bonds().snapshot();
+            let removed = it.applied.borrow().removed.clone();
+            bonds.into_iter().map(|(_, bond)| bond).filter(move |it| removed.contains(&it.member()))
+        };
+        if of_removed(self).next().is_none() {
+            return;
+        }
+        self.spawn(|it| async move {
+            // Who leaves by itself still waits for the answer to its request.
+            tokio::time::sleep(it.config.timing.election_timeout_max).await;
+            of_removed(&it).for_each(|bond| bond.close("the member was removed from the group"));
+        });
     }
 }
 
@@ -362,7 +435,6 @@ impl Replica {
     pub(super) async fn admit(
         &self,
         peer: PeerId,
-        boot: BootId,
         theirs: &Introduction,
     ) -> Result<(), Refusal> {
         if self.stopped().is_some() {
@@ -377,48 +449,30 @@ impl Replica {
         let ours = *self.genesis.borrow();
         match (ours, theirs.genesis) {
             (None, None) => return Err(Refusal::NotFounded),
-            (Some(ours), Some(theirs)) if ours != theirs => return Err(Refusal::OtherGenesis),
+            (Some(ours), Some(theirs)) if ours != theirs => {
+                self.tell(|it| it.rival = true);
+                return Err(Refusal::OtherGenesis);
+            }
             _ => {}
         }
         if self.is_removed(theirs.member) {
             return Err(Refusal::RemovedMember);
         }
-        self.check_boot(peer, boot, theirs.member)?;
+        self.check_copy(peer, theirs.member)?;
         if let (None, Some(genesis)) = (ours, theirs.genesis) {
             self.adopt(genesis).await?;
         }
         Ok(())
     }
 
-    /// A member is one process on one node. Its data under another node's name, or a start of it
-    /// that a later one had replaced, is a copy.
-    fn check_boot(&self, peer: PeerId, boot: BootId, member: MemberId) -> Result<(), Refusal> {
-        let elsewhere = self
-            .applied
-            .borrow()
-            .membership
-            .get_node(&member)
-            .is_some_and(|it| it.peer() != peer);
-        if elsewhere || member == self.record.member {
+    /// A member is one process on one node: its data under another node's name is a copy. (A copy
+    /// under the same name shows at the links, by its boot id.)
+    fn check_copy(&self, peer: PeerId, member: MemberId) -> Result<(), Refusal> {
+        let applied = self.applied.borrow();
+        let named = applied.membership.get_node(&member);
+        if member == self.record.member || named.is_some_and(|it| it.peer() != peer) {
             tracing::error!(%peer, %member, "another node runs with a copy of a member's data");
             return Err(Refusal::ClonedMember);
-        }
-        let mut boots = lock(&self.boots);
-        let known = boots.entry(member).or_insert_with(|| Boots {
-            peer,
-            current: boot,
-            superseded: Vec::new(),
-        });
-        if known.peer != peer || known.superseded.contains(&boot) {
-            tracing::error!(%peer, %member, "two processes run with one member's data");
-            return Err(Refusal::ClonedMember);
-        }
-        if known.current != boot {
-            let old = std::mem::replace(&mut known.current, boot);
-            if known.superseded.len() == BOOTS_MAX {
-                known.superseded.remove(0);
-            }
-            known.superseded.push(old);
         }
         Ok(())
     }
@@ -471,11 +525,23 @@ impl Replica {
         }
     }
 
-    pub(super) fn keep_roster(&self, roster: &[PeerAddr]) {
-        let kept = postcard::to_stdvec(roster).map_err(io::Error::other);
-        let kept = kept.and_then(|bytes| self.store.put_roster(self.record.local, &bytes));
-        if let Err(error) = kept {
-            tracing::warn!(%error, "the members' addresses cannot be kept");
+    pub(super) fn keep_roster(&self, roster: Vec<PeerAddr>) {
+        self.roster.send_replace(roster);
+    }
+
+    /// Writes the latest roster, one write at a time and off the async threads.
+    async fn store_roster(self: Arc<Self>) {
+        let mut roster = self.roster.subscribe();
+        while roster.changed().await.is_ok() {
+            let latest = roster.borrow_and_update().clone();
+            let (store, local) = (self.store.clone(), self.record.local);
+            let writing = tokio::task::spawn_blocking(move || {
+                let bytes = postcard::to_stdvec(&latest).map_err(io::Error::other)?;
+                store.put_roster(local, &bytes)
+            });
+            if let Ok(Err(error)) = writing.await {
+                tracing::warn!(%error, "the members' addresses cannot be kept");
+            }
         }
     }
 }
@@ -552,7 +618,7 @@ impl Replica {
     pub(crate) async fn retire(&self) {
         if self.leader() == Some(self.member())
             && let (Some(raft), Some(heir)) = (self.raft(), self.best_heir())
-            && let Err(why) = self.hand_over(&raft, heir).await
+            && let Err(why) = self.try_hand_over(&raft, heir).await
         {
             tracing::info!(%why, "leaving without a successor");
         }
@@ -560,10 +626,21 @@ impl Replica {
     }
 
     pub(super) fn raft(&self) -> Option<Raft> {
-        self.raft
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        read(&self.raft).as_ref().map(|it| it.raft.clone())
+    }
+
+    pub(super) fn me(&self) -> Weak<Self> {
+        self.me.clone()
+    }
+
+    /// Whether a Raft instance has run here: if there is none now, one is being started anew.
+    pub(super) fn was_admitted(&self) -> bool {
+        self.generation.load(Ordering::Acquire) > 0
+    }
+
+    /// When the leader's appends were last heard.
+    pub(super) fn heard(&self) -> &Heard {
+        &self.heard
     }
 
     pub(super) fn applied(&self) -> watch::Receiver<Applied> {
@@ -590,7 +667,7 @@ impl Replica {
         &self.reads
     }
 
-    pub(super) fn check_command(&self) -> CheckCommand {
+    pub(crate) fn check_command(&self) -> CheckCommand {
         self.check
     }
 
@@ -604,6 +681,10 @@ impl Replica {
 
     pub(super) fn is_removed(&self, member: MemberId) -> bool {
         self.applied.borrow().removed.contains(&member)
+    }
+
+    pub(super) fn removed_count(&self) -> usize {
+        self.applied.borrow().removed.len()
     }
 
     pub(super) fn change_turn(&self) -> &tokio::sync::Mutex<()> {
@@ -637,7 +718,9 @@ fn raft_config(config: &Config, record: &GroupRecord) -> Result<openraft::Config
     let millis = |it: Duration| u64::try_from(it.as_millis()).unwrap_or(u64::MAX).max(1);
     let config = openraft::Config {
         cluster_name: record.id.to_string(),
-        heartbeat_interval: millis(timing.heartbeat),
+        // The bonds' own heartbeats notice silence. These renew leases, and their answer waits for
+        // the disk: they must fit a slow sync and a long way.
+        heartbeat_interval: millis(timing.election_timeout_min / 2),
         election_timeout_min: millis(timing.election_timeout_min),
         election_timeout_max: millis(timing.election_timeout_max),
         install_snapshot_timeout: millis(timing.election_timeout_max).saturating_mul(20),
@@ -660,6 +743,10 @@ fn raft_config(config: &Config, record: &GroupRecord) -> Result<openraft::Config
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {

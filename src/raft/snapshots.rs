@@ -9,6 +9,10 @@ use super::replica::Replica;
 
 /// How often the journal's size is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// How long a snapshot may be under way before another one is asked for: an instance that is put
+/// away never tells of the one it had begun. openraft builds one at a time, so asking early is
+/// harmless.
+const BUILD_TIME_MAX: Duration = Duration::from_secs(120);
 
 impl Replica {
     /// Takes snapshots until the replica stops.
@@ -27,7 +31,8 @@ impl Replica {
                 tracing::debug!(behind, state, "taking a snapshot");
                 let taken = progress.snapshot_index;
                 if raft.trigger().snapshot().await.is_ok() {
-                    self.snapshot_taken_after(taken).await;
+                    let newer = self.snapshot_taken_after(taken);
+                    let _ = tokio::time::timeout(BUILD_TIME_MAX, newer).await;
                 }
             }
         }
@@ -36,7 +41,7 @@ impl Replica {
     /// Waits until a newer snapshot than that at `index` is there, so that building is asked for
     /// once, not at every look.
     async fn snapshot_taken_after(&self, index: u64) {
-        while self.stopped().is_none() && self.progress().snapshot_index <= index {
+        while self.progress().snapshot_index <= index {
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }

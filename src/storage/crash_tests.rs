@@ -71,7 +71,7 @@ fn state(meta: &[u8]) -> Vec<u8> {
 fn build(store: &Store, nth: usize, meta: &'static [u8]) {
     let snapshots = store.snapshots(local(store, nth)).expect("snapshots");
     snapshots
-        .build(meta.into(), |out| out.write_all(&state(meta)))
+        .build_next(meta.into(), |out| out.write_all(&state(meta)))
         .expect("built");
 }
 
@@ -276,7 +276,7 @@ fn goes_on(store: &Store) {
         );
         let snapshots = store.snapshots(group.local).expect("snapshots");
         snapshots
-            .build("after".into(), |out| out.write_all(b"after"))
+            .build_next("after".into(), |out| out.write_all(b"after"))
             .expect("built");
     }
 }

@@ -55,7 +55,7 @@ fn everything_is_there_after_a_reopen() {
     journal.save_committed("committed".into()).expect("noted");
     let snapshots = store.snapshots(local).expect("snapshots");
     snapshots
-        .build("old".into(), |out| out.write_all(b"old"))
+        .build_next("old".into(), |out| out.write_all(b"old"))
         .expect("built");
     snapshots
         .install(receive(&snapshots, &raw(b"new", b"state")).expect("whole"))
@@ -174,7 +174,7 @@ fn strays_are_removed_and_a_damaged_snapshot_is_not_passed_over() {
     let build = |store: &Store, meta: &'static str| {
         let snapshots = store.snapshots(local).expect("snapshots");
         snapshots
-            .build(meta.into(), |out| out.write_all(b"state"))
+            .build_next(meta.into(), |out| out.write_all(b"state"))
             .expect("built");
     };
     build(&store, "one");
@@ -219,7 +219,7 @@ fn a_dropped_receiver_and_a_dropped_stage_leave_no_file() {
     drop(receiver);
     drop(receive(&snapshots, &whole).expect("whole"));
     snapshots
-        .build("m".into(), |_| Err(io::Error::other("no")))
+        .build_next("m".into(), |_| Err(io::Error::other("no")))
         .expect_err("failed");
     let place = dir.path().join("snapshots/1");
     assert_eq!(fs::read_dir(place).expect("a directory").count(), 0);

@@ -167,8 +167,17 @@ fn a_full_disk_refuses_what_grows_and_heals() {
     let journal = store.journal(group(&store)).expect("journal");
     append(&journal, 0..10, 1);
 
+    // Below the reserve nothing new is to be begun, but what is under way goes on.
     free.store(99, Ordering::SeqCst);
     // The flusher looks once a second, after a sync.
+    while store.check_writable().is_ok() {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        wait(|done| journal.save_vote("v".into(), done)).expect("a vote may use the reserve");
+    }
+    append(&journal, 10..11, 1);
+
+    // Below a quarter of it, that is refused too, before the engine sees it.
+    free.store(24, Ordering::SeqCst);
     let error = std::iter::repeat_with(|| {
         std::thread::sleep(std::time::Duration::from_millis(50));
         wait(|done| journal.save_vote("v".into(), done))
@@ -177,7 +186,7 @@ fn a_full_disk_refuses_what_grows_and_heals() {
     .expect("an endless iterator");
     assert_eq!(error.kind(), io::ErrorKind::StorageFull, "{error}");
     journal
-        .append(&records(10..11, 1), Box::new(|_| ()))
+        .append(&records(11..12, 1), Box::new(|_| ()))
         .expect_err("refused");
     store.check_writable().expect_err("refused");
     journal
@@ -235,7 +244,7 @@ fn picture(journal: &Journal) -> Picture {
 }
 
 fn random_step(journal: &Journal, rng: &mut StdRng, term: u64, synced: Arc<AtomicU64>, step: u64) {
-    let done: Synced = Box::new(move |result| {
+    let done: super::flusher::Synced = Box::new(move |result| {
         result.expect("synced");
         synced.fetch_max(step, Ordering::SeqCst);
     });

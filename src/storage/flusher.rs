@@ -89,7 +89,7 @@ impl Flusher {
     /// Writes a batch that takes room: refused below the reserve of free space. Readable on
     /// return, not yet durable.
     pub(super) fn write(&self, batch: &Batch) -> io::Result<()> {
-        self.shared.space.check()?;
+        self.shared.space.check_exhausted()?;
         self.write_freeing(batch)
     }
 

@@ -65,10 +65,9 @@ use self::{
     shelf::{MemoryShelf, Shelf},
 };
 pub(crate) use self::{
-    flusher::Synced,
     groups::{GroupRecord, LocalGroup, NewGroup},
     journal::{Journal, Record},
-    snapshots::{SnapshotReceiver, Snapshots, StagedSnapshot, StoredSnapshot},
+    snapshots::{Snapshots, StagedSnapshot, StoredSnapshot, Turn},
 };
 use crate::{error::Cause, metrics::Counters};
 

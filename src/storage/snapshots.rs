@@ -59,6 +59,10 @@ pub(crate) struct SnapshotReceiver {
     received: u64,
 }
 
+/// A snapshot's place in the order of all snapshots of its group.
+#[derive(Debug)]
+pub(crate) struct Turn(u64);
+
 impl Snapshots {
     pub(super) fn open(
         place: Box<dyn Place>,
@@ -93,22 +97,31 @@ impl Snapshots {
             .map(|(_, snapshot)| snapshot.clone())
     }
 
+    /// A place in the order of snapshots. Taken when a state is captured, so that what is captured
+    /// later, or installed meanwhile, counts as newer.
+    ///
+    /// # Errors
+    /// `StorageFull` below the reserve of free space.
+    pub(crate) fn turn(&self) -> io::Result<Turn> {
+        self.inner.begin().map(Turn)
+    }
+
     /// Writes a snapshot aside, syncs it and makes it the current one; older ones are removed. On
     /// return it survives a power cut. `meta` is at most 1 MiB.
     ///
-    /// If one was installed or built while this was written, that one is newer: it stays current
-    /// and is returned. So look at the meta of what is returned.
+    /// If one with a later turn was installed or built while this was written, that one stays
+    /// current and is returned. So look at the meta of what is returned.
     ///
     /// # Errors
     /// Those of `write`; `StorageFull` below the reserve of free space. The current snapshot is
     /// then what it was before.
     pub(crate) fn build(
         &self,
+        Turn(number): Turn,
         meta: Bytes,
         write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> io::Result<StoredSnapshot> {
         let inner = &*self.inner;
-        let number = inner.begin()?;
         let aside = Guarded::new(inner.place.start_aside()?, Arc::clone(&inner.flusher));
         fail::fail_point!("snapshot::build::started");
         let mut writer = ChunkWriter::start(aside)?;
@@ -120,6 +133,16 @@ impl Snapshots {
         let stored = inner.switch(aside, whole, number)?;
         inner.counters.snapshots_built.add(1);
         Ok(stored)
+    }
+
+    /// Builds with the next turn.
+    #[cfg(test)]
+    pub(crate) fn build_next(
+        &self,
+        meta: Bytes,
+        write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> io::Result<StoredSnapshot> {
+        self.build(self.turn()?, meta, write)
     }
 
     /// Begins to take in a snapshot from another member.

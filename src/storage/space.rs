@@ -2,6 +2,10 @@
 //!
 //! An engine that hits a full disk fails for good; a refusal before that costs one write and heals
 //! when space is freed. The flusher looks at most once a second, so no append pays for it.
+//!
+//! Below the reserve nothing new is begun: no command is proposed, no snapshot built. What is under
+//! way, appends of a leader with more room and votes, may use three quarters of the reserve: to
+//! refuse one of those stops its group here.
 
 use std::{
     fmt, io,
@@ -23,6 +27,7 @@ pub(super) struct Space {
     probe: Option<Probe>,
     reserve: u64,
     low: AtomicBool,
+    exhausted: AtomicBool,
     looked: Mutex<Option<Instant>>,
 }
 
@@ -33,6 +38,7 @@ impl Space {
             probe: None,
             reserve: 0,
             low: AtomicBool::new(false),
+            exhausted: AtomicBool::new(false),
             looked: Mutex::new(None),
         }
     }
@@ -54,13 +60,23 @@ impl Space {
         Self::with_probe(reserve, Box::new(move || free_bytes(&dir)))
     }
 
-    /// One atomic load while there is room; while there is none, a look at most every second.
+    /// Whether something new may be begun. One atomic load while there is room; while there is
+    /// none, a look at most every second.
     pub(super) fn check(&self) -> io::Result<()> {
-        if !self.low.load(Ordering::Relaxed) {
+        self.check_level(&self.low)
+    }
+
+    /// Whether what is under way may go on.
+    pub(super) fn check_exhausted(&self) -> io::Result<()> {
+        self.check_level(&self.exhausted)
+    }
+
+    fn check_level(&self, level: &AtomicBool) -> io::Result<()> {
+        if !level.load(Ordering::Relaxed) {
             return Ok(());
         }
         self.look_if_due();
-        if self.low.load(Ordering::Relaxed) {
+        if level.load(Ordering::Relaxed) {
             return Err(io::Error::new(
                 io::ErrorKind::StorageFull,
                 DiskFull {
@@ -81,6 +97,8 @@ impl Space {
         match probe() {
             Ok(free) => {
                 let low = free < self.reserve;
+                let exhausted = free < self.reserve / 4;
+                self.exhausted.store(exhausted, Ordering::Relaxed);
                 if low != self.low.swap(low, Ordering::Relaxed) {
                     if low {
                         tracing::error!(free, reserve = self.reserve, "disk nearly full");

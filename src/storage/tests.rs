@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::*;
+use super::{flusher::Synced, *};
 use crate::identity::{Genesis, GroupId, MemberId};
 
 /// Runs a test on the memory engine and, where it is built, on RocksDB.
@@ -323,7 +323,7 @@ fn a_removed_group_leaves_nothing_and_its_number_is_not_used_again() {
         let snapshots = store.snapshots(old.local).expect("snapshots");
         append(&journal, 0..100, 1);
         snapshots
-            .build("m".into(), |out| out.write_all(b"state"))
+            .build_next("m".into(), |out| out.write_all(b"state"))
             .expect("built");
         store.put_roster(old.local, b"roster").expect("put");
         store.remove_group(old.local).expect("removed");
@@ -331,7 +331,7 @@ fn a_removed_group_leaves_nothing_and_its_number_is_not_used_again() {
         assert_eq!(store.groups().expect("groups"), []);
         let error = wait(|done| journal.append(&records(100..101, 1), done)).expect_err("gone");
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
-        assert!(snapshots.build("m".into(), |_| Ok(())).is_err());
+        assert!(snapshots.build_next("m".into(), |_| Ok(())).is_err());
         store.journal(old.local).expect_err("no such group");
         store
             .put_roster(old.local, b"x")
@@ -371,14 +371,14 @@ fn a_snapshot_is_read_while_a_newer_one_replaces_it() {
         assert!(snapshots.current().is_none());
         let old_state = vec![1; 200_000];
         let old = snapshots
-            .build("old".into(), |out| out.write_all(&old_state))
+            .build_next("old".into(), |out| out.write_all(&old_state))
             .expect("built");
         let mut reader = old.reader();
         let mut begin = vec![0; 1_000];
         reader.read_exact(&mut begin).expect("read");
 
         snapshots
-            .build("new".into(), |out| out.write_all(b"new"))
+            .build_next("new".into(), |out| out.write_all(b"new"))
             .expect("built");
         let mut rest = Vec::new();
         reader
@@ -401,7 +401,7 @@ fn a_snapshot_is_sent_raw_and_installed() {
         let one = store.snapshots(group(store)).expect("snapshots");
         let state: Vec<u8> = (0..300_000).map(|i| (i % 253) as u8).collect();
         let sent = one
-            .build("meta".into(), |out| out.write_all(&state))
+            .build_next("meta".into(), |out| out.write_all(&state))
             .expect("built");
         let other = store.create_group(new_group(2)).expect("created").local;
         let two = store.snapshots(other).expect("snapshots");
@@ -444,10 +444,10 @@ fn a_failed_build_changes_nothing() {
     on_both(|store| {
         let snapshots = store.snapshots(group(store)).expect("snapshots");
         snapshots
-            .build("old".into(), |out| out.write_all(b"old"))
+            .build_next("old".into(), |out| out.write_all(b"old"))
             .expect("built");
         snapshots
-            .build("bad".into(), |_| Err(io::Error::other("no")))
+            .build_next("bad".into(), |_| Err(io::Error::other("no")))
             .expect_err("failed");
         assert_eq!(snapshots.current().expect("old").meta(), "old");
     });
@@ -458,7 +458,7 @@ fn a_build_that_was_overtaken_does_not_replace_what_overtook_it() {
     on_both(|store| {
         let snapshots = store.snapshots(group(store)).expect("snapshots");
         let returned = snapshots
-            .build("slow".into(), |out| {
+            .build_next("slow".into(), |out| {
                 let staged = receive(&snapshots, &raw(b"fast", b"fast"))?;
                 snapshots.install(staged)?;
                 out.write_all(b"slow")
@@ -490,7 +490,7 @@ fn an_in_memory_store_is_found_again_after_a_restart() {
     store
         .snapshots(local)
         .expect("snapshots")
-        .build("m".into(), |_| Ok(()))
+        .build_next("m".into(), |_| Ok(()))
         .expect("built");
     store.close();
     let store = store.reopened().expect("in memory");

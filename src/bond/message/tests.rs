@@ -30,6 +30,30 @@ fn introduce() -> Introduce {
 }
 
 #[test]
+fn the_bytes_of_later_messages_are_frozen() {
+    let frozen = [
+        (
+            Message::Agree {
+                link: Some([9; 16]),
+                bond: None,
+            },
+            [&[8, 1][..], &[9; 16], &[0]].concat(),
+        ),
+        (Message::Redundant { link: true }, vec![9, 1]),
+        (
+            Message::Close {
+                reason: "bye".to_owned(),
+            },
+            [&[10, 3][..], b"bye"].concat(),
+        ),
+    ];
+    for (message, bytes) in frozen {
+        assert_eq!(message.encode().expect("within limits"), bytes);
+        assert_eq!(Message::decode(&bytes), Ok(message));
+    }
+}
+
+#[test]
 fn the_bytes_are_frozen() {
     let entry = |peer: u8| {
         // peer ‖ one address ‖ IPv4 192.0.2.1 ‖ port 4040 as a varint ‖ no relay
@@ -263,6 +287,10 @@ fn any_message() -> impl Strategy<Value = Message> {
         any_addr().prop_map(Message::PeerEntryUpdate),
         any_addr().prop_map(Message::BondFormed),
         Just(Message::Departure),
+        (any::<Option<[u8; 16]>>(), any::<Option<[u8; 16]>>())
+            .prop_map(|(link, bond)| Message::Agree { link, bond }),
+        any::<bool>().prop_map(|link| Message::Redundant { link }),
+        "[a-z]{0,256}".prop_map(|reason| Message::Close { reason }),
     ]
 }
 

@@ -68,6 +68,7 @@ async fn a_restarted_peer_replaces_its_link_at_once() {
     let old = one.bonded(&two).await;
     let (secret, port, member) = (two.node.secret, two.node.port(), two.id());
     doomed.shutdown_background();
+    two.node.links.abandon();
     drop(two);
     let killed = Instant::now();
     let node = Node::start_as(secret, port, CALM).await;
@@ -110,17 +111,24 @@ async fn a_peer_with_another_member_id_is_another_bond() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hung_peer_is_silent_and_then_heard_again() {
     let key = GroupKey::generate();
-    let quick = Timing { heartbeats_missed: 3, ..CALM };
+    let quick = Timing {
+        heartbeats_missed: 3,
+        ..CALM
+    };
     let one = Member::on(Node::start(quick).await, &key, vec![]);
     let two = Member::start(&key, vec![one.addr()]).await;
     let bond = one.bonded(&two).await;
     two.mock.alive.send_replace(false);
     let silent = Note::Silent(two.peer());
-    one.mock.noted("silent", |notes| notes.last() == Some(&silent)).await;
+    one.mock
+        .noted("silent", |notes| notes.last() == Some(&silent))
+        .await;
     assert!(bond.is_silent() && !bond.is_terminated());
     two.mock.alive.send_replace(true);
     let heard = Note::Heard(two.peer());
-    one.mock.noted("heard", |notes| notes.last() == Some(&heard)).await;
+    one.mock
+        .noted("heard", |notes| notes.last() == Some(&heard))
+        .await;
     assert!(!bond.is_silent());
     assert_eq!(one.mock.count(|note| *note == silent), 1, "told once");
     one.shut().await;
@@ -130,12 +138,18 @@ async fn a_hung_peer_is_silent_and_then_heard_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bond_that_stays_silent_ends_and_is_dialled_again() {
     let key = GroupKey::generate();
-    let quick = Timing { bond_timeout: Duration::from_millis(1_500), ..CALM };
+    let quick = Timing {
+        bond_timeout: Duration::from_millis(1_500),
+        ..CALM
+    };
     let one = Member::on(Node::start(quick).await, &key, vec![]);
     let two = Member::start(&key, vec![one.addr()]).await;
     let bond = one.bonded(&two).await;
     two.mock.alive.send_replace(false);
-    assert_eq!(soon("its end", bond.terminated()).await, TerminationReason::Silence);
+    assert_eq!(
+        soon("its end", bond.terminated()).await,
+        TerminationReason::Silence
+    );
     two.mock.alive.send_replace(true);
     rebonded(&one, &two, bond.id()).await;
     one.shut().await;
@@ -146,13 +160,20 @@ async fn a_bond_that_stays_silent_ends_and_is_dialled_again() {
 async fn a_departure_is_heard_before_the_node_goes() {
     let (one, two, ours, _) = pair(&GroupKey::generate()).await;
     soon("the departure", two.mesh.depart()).await;
-    assert_eq!(one.mock.count(|note| *note == Note::Departed(two.peer())), 1);
+    assert_eq!(
+        one.mock.count(|note| *note == Note::Departed(two.peer())),
+        1
+    );
     assert_eq!(two.mock.count(|note| matches!(note, Note::Departed(_))), 0);
     assert!(!ours.is_terminated(), "it ends with the node, not before");
     let gone = Instant::now();
     two.shut().await;
     soon("its end", ours.terminated()).await;
-    assert!(gone.elapsed() < Duration::from_secs(2), "{:?}", gone.elapsed());
+    assert!(
+        gone.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        gone.elapsed()
+    );
     one.shut().await;
 }
 
@@ -169,7 +190,9 @@ async fn a_rival_genesis_is_refused_and_both_are_told() {
     let two = Member::with(Node::start(CALM).await, &key, founded(), known);
     for (me, other) in [(&one, &two), (&two, &one)] {
         let mut refusals = me.mesh.refusals();
-        let told = soon("a refusal", refusals.wait_for(Option::is_some)).await.expect("lives");
+        let told = soon("a refusal", refusals.wait_for(Option::is_some))
+            .await
+            .expect("lives");
         assert_eq!(*told, Some((other.peer(), Refusal::OtherGenesis)));
     }
     let said = async {
@@ -192,8 +215,12 @@ async fn a_forgotten_peer_is_not_dialled_again() {
     two.mesh.forget(one.peer());
     ours.close("no longer wanted");
     let ended = |note: &Note| matches!(note, Note::Ended(..));
-    one.mock.noted("ended", |notes| notes.iter().any(ended)).await;
-    two.mock.noted("ended", |notes| notes.iter().any(ended)).await;
+    one.mock
+        .noted("ended", |notes| notes.iter().any(ended))
+        .await;
+    two.mock
+        .noted("ended", |notes| notes.iter().any(ended))
+        .await;
     // Longer than the first pauses between two dials.
     tokio::time::sleep(Timing::LAN.redial_min * 6).await;
     assert!(one.mesh.bonds().is_empty() && two.mesh.bonds().is_empty());
@@ -206,13 +233,22 @@ async fn a_forgotten_peer_is_not_dialled_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_shutdown_leaves_nothing() {
     let (one, two, ours, theirs) = pair(&GroupKey::generate()).await;
-    ours.request(Lane::Vote, "x".into()).await.expect("answered");
-    theirs.request(Lane::Forward, "x".into()).await.expect("answered");
+    ours.request(Lane::Vote, "x".into())
+        .await
+        .expect("answered");
+    theirs
+        .request(Lane::Forward, "x".into())
+        .await
+        .expect("answered");
     let stream = ours.open_stream(StreamKind::Append).await.expect("opened");
     let told = Instant::now();
     one.shut().await;
     soon("its end", theirs.terminated()).await;
-    assert!(told.elapsed() < Duration::from_secs(2), "{:?}", told.elapsed());
+    assert!(
+        told.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        told.elapsed()
+    );
     two.shut().await;
     drop(stream);
     for member in [&one, &two] {
@@ -233,8 +269,12 @@ async fn a_closed_group_is_unknown_and_the_others_live_on() {
     let (first, second) = (GroupKey::generate(), GroupKey::generate());
     let (one, two, ours, theirs) = pair(&first).await;
     let mocks = [(); 2].map(|()| Arc::new(Mock::new(MemberId::mint())));
-    let here = one.node.open(&second, Arc::clone(&mocks[0]), vec![two.addr()]);
-    let there = two.node.open(&second, Arc::clone(&mocks[1]), vec![one.addr()]);
+    let here = one
+        .node
+        .open(&second, Arc::clone(&mocks[0]), vec![two.addr()]);
+    let there = two
+        .node
+        .open(&second, Arc::clone(&mocks[1]), vec![one.addr()]);
     let formed = |notes: &Vector<Note>| !notes.is_empty();
     mocks[0].noted("formed", formed).await;
     mocks[1].noted("formed", formed).await;
@@ -243,7 +283,9 @@ async fn a_closed_group_is_unknown_and_the_others_live_on() {
         one.peer(),
         TerminationReason::ClosedByPeer("the group is closed".into()),
     );
-    mocks[1].noted("ended", |notes| notes.contains(&ended)).await;
+    mocks[1]
+        .noted("ended", |notes| notes.contains(&ended))
+        .await;
     let refused = async {
         while there.dial_errors().is_empty() {
             yielded().await;

@@ -22,32 +22,47 @@ impl Stranger {
     }
 
     async fn dial(&self, addr: &PeerAddr) -> Link {
-        soon("a connection", self.0.dial(addr)).await.expect("dialled")
+        soon("a connection", self.0.dial(addr))
+            .await
+            .expect("dialled")
     }
 
     /// Waits to be dialled, and for the first stream on it.
     async fn dialled(&self) -> (Link, BondStream) {
         let knock = soon("a knock", self.0.accept()).await.expect("open");
-        let link = soon("a connection", knock.accept()).await.expect("accepted");
+        let link = soon("a connection", knock.accept())
+            .await
+            .expect("accepted");
         let stream = soon("a stream", link.accept()).await.expect("opened");
         (link, stream)
     }
 }
 
 fn hello(link: &Link, local: PeerId, key: &GroupKey) -> Bytes {
-    let ekm = link.export(b"EXPORTER-quorate-bond-1", ALPN).expect("exported");
-    let channel = Channel { ekm, local, remote: link.remote() };
+    let ekm = link
+        .export(b"EXPORTER-quorate-bond-1", ALPN)
+        .expect("exported");
+    let channel = Channel {
+        ekm,
+        local,
+        remote: link.remote(),
+    };
     let credentials = Credentials::new(key, group(key));
     crate::bond::hello_for_tests(&channel, &credentials, rand::random())
 }
 
 /// Reads to the end of the stream: nothing but the refusal may come, and not before its time.
 async fn only_the_refusal(stream: &mut BondStream, opened: Instant, not_before: Duration) {
-    let frame = soon("the refusal", stream.recv.read_frame(4096)).await.expect("a frame");
+    let frame = soon("the refusal", stream.recv.read_frame(4096))
+        .await
+        .expect("a frame");
     let took = opened.elapsed();
     assert_eq!(frame, Some(Bytes::from_static(&[0])));
     assert!(took >= not_before && took < not_before + LATE, "{took:?}");
-    assert_eq!(soon("the end", stream.recv.read_frame(4096)).await, Ok(None));
+    assert_eq!(
+        soon("the end", stream.recv.read_frame(4096)).await,
+        Ok(None)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -57,8 +72,14 @@ async fn whatever_a_stranger_says_the_refusal_is_the_same() {
     let wrong = GroupKey::generate();
     type Say = Box<dyn Fn(&Link, PeerId) -> Bytes + Send>;
     let says: Vec<(&str, Say)> = vec![
-        ("a hello of another key", Box::new(move |link, me| hello(link, me, &wrong))),
-        ("nothing but a byte", Box::new(|_, _| Bytes::from_static(&[1]))),
+        (
+            "a hello of another key",
+            Box::new(move |link, me| hello(link, me, &wrong)),
+        ),
+        (
+            "nothing but a byte",
+            Box::new(|_, _| Bytes::from_static(&[1])),
+        ),
         ("an empty frame", Box::new(|_, _| Bytes::new())),
         ("garbage", Box::new(|_, _| vec![0xa5; 57].into())),
         ("a lane", Box::new(|_, _| vec![0x10; 17].into())),
@@ -70,7 +91,11 @@ async fn whatever_a_stranger_says_the_refusal_is_the_same() {
         let link = stranger.dial(&member.addr()).await;
         let mut stream = link.open().await.expect("opened");
         let opened = Instant::now();
-        stream.send.write_frame(say(&link, stranger.0.peer_id())).await.expect(what);
+        stream
+            .send
+            .write_frame(say(&link, stranger.0.peer_id()))
+            .await
+            .expect(what);
         only_the_refusal(&mut stream, opened, REFUSED_AFTER).await;
         link.close(0, "");
     }
@@ -91,9 +116,15 @@ async fn a_wrong_proof_is_the_same_refusal() {
     let hello = hello(&link, stranger.0.peer_id(), &key);
     stream.send.write_frame(hello).await.expect("written");
     for _ in 0..2 {
-        soon("hello and proof", stream.recv.read_frame(1024)).await.expect("read");
+        soon("hello and proof", stream.recv.read_frame(1024))
+            .await
+            .expect("read");
     }
-    stream.send.write_frame(vec![4; 33].into()).await.expect("written");
+    stream
+        .send
+        .write_frame(vec![4; 33].into())
+        .await
+        .expect("written");
     only_the_refusal(&mut stream, opened, REFUSED_AFTER).await;
     member.shut().await;
 }
@@ -115,7 +146,10 @@ async fn silence_is_refused_when_its_time_is_over() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn relayed_frames_are_refused_on_both_sides() {
     let key = GroupKey::generate();
-    let (one, two) = (Member::start(&key, vec![]).await, Member::start(&key, vec![]).await);
+    let (one, two) = (
+        Member::start(&key, vec![]).await,
+        Member::start(&key, vec![]).await,
+    );
     let relay = Stranger::new().await;
     one.mesh.learn(relay.0.local_addr());
     let (_from, mut from) = relay.dialled().await;
@@ -123,14 +157,22 @@ async fn relayed_frames_are_refused_on_both_sides() {
     let to = relay.dial(&two.addr()).await;
     let mut out = to.open().await.expect("opened");
     let opened = Instant::now();
-    let hello = soon("a hello", from.recv.read_frame(1024)).await.expect("read").expect("one");
+    let hello = soon("a hello", from.recv.read_frame(1024))
+        .await
+        .expect("read")
+        .expect("one");
     out.send.write_frame(hello).await.expect("written");
     only_the_refusal(&mut out, opened, REFUSED_AFTER).await;
     // What the second would answer to the first is no better: here a frame that is no hello.
     for _ in 0..2 {
-        from.send.write_frame(vec![2; 57].into()).await.expect("written");
+        from.send
+            .write_frame(vec![2; 57].into())
+            .await
+            .expect("written");
     }
-    let frame = soon("the refusal", from.recv.read_frame(1024)).await.expect("read");
+    let frame = soon("the refusal", from.recv.read_frame(1024))
+        .await
+        .expect("read");
     assert_eq!(frame, Some(Bytes::from_static(&[0])));
     assert!(met.elapsed() >= REFUSED_AFTER);
     assert!(one.mesh.bonds().is_empty() && two.mesh.bonds().is_empty());
@@ -146,11 +188,18 @@ async fn whoever_is_dialled_and_cannot_prove_gets_the_same_refusal() {
     let member = Member::start(&key, vec![stranger.0.local_addr()]).await;
     let (link, mut stream) = stranger.dialled().await;
     let opened = Instant::now();
-    let theirs = soon("a hello", stream.recv.read_frame(1024)).await.expect("read").expect("one");
+    let theirs = soon("a hello", stream.recv.read_frame(1024))
+        .await
+        .expect("read")
+        .expect("one");
     assert_eq!(theirs.len(), 57, "nothing but the hello");
     let wrong = hello(&link, stranger.0.peer_id(), &GroupKey::generate());
     let mut answer = vec![wrong, vec![3; 33].into()];
-    stream.send.write_frames(&mut answer).await.expect("written");
+    stream
+        .send
+        .write_frames(&mut answer)
+        .await
+        .expect("written");
     // The opening was a moment before we saw it.
     let early = REFUSED_AFTER - Duration::from_millis(100);
     only_the_refusal(&mut stream, opened, early).await;
@@ -165,7 +214,11 @@ async fn after_three_failures_the_link_is_closed() {
     for _ in 0..3 {
         let mut stream = link.open().await.expect("opened");
         let opened = Instant::now();
-        stream.send.write_frame(Bytes::new()).await.expect("written");
+        stream
+            .send
+            .write_frame(Bytes::new())
+            .await
+            .expect("written");
         only_the_refusal(&mut stream, opened, REFUSED_AFTER).await;
     }
     let why = soon("the end", link.closed()).await;
@@ -178,13 +231,19 @@ async fn a_stranger_has_two_streams_and_one_handshake_at_a_time() {
     let member = Member::start(&GroupKey::generate(), vec![]).await;
     let stranger = Stranger::new().await;
     let link = stranger.dial(&member.addr()).await;
-    let (mut first, mut second) =
-        (link.open().await.expect("opened"), link.open().await.expect("opened"));
+    let (mut first, mut second) = (
+        link.open().await.expect("opened"),
+        link.open().await.expect("opened"),
+    );
     let third = tokio::time::timeout(Duration::from_millis(100), link.open()).await;
     assert!(third.is_err(), "a third stream was allowed");
     let opened = Instant::now();
     for stream in [&mut first, &mut second] {
-        stream.send.write_frame(Bytes::new()).await.expect("written");
+        stream
+            .send
+            .write_frame(Bytes::new())
+            .await
+            .expect("written");
     }
     only_the_refusal(&mut first, opened, REFUSED_AFTER).await;
     // The second is looked at only after the first.
