@@ -61,7 +61,8 @@ pub struct MemberStatus {
     pub member: MemberId,
     /// Its node.
     pub peer: PeerId,
-    /// Whether it votes; learners do not.
+    /// Whether it votes; learners do not. Said once a change is through: a member that is being
+    /// made a voter, or ceases to be one, does not count yet, or no more.
     pub voter: bool,
     /// How it is reached from here.
     pub health: Health,
@@ -149,7 +150,7 @@ impl<M: StateMachine> Group<M> {
                 MemberStatus {
                     member: it.member,
                     peer: it.peer,
-                    voter: it.voter,
+                    voter: it.settled_voter,
                     health: match &bond {
                         _ if it.member == here => Health::Here,
                         Some(bond) if bond.is_silent() => Health::Silent,

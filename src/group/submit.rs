@@ -399,8 +399,18 @@ async fn drive(
     let mut attempt = first;
     let mut pause = Duration::from_millis(1);
     loop {
-        state.mark_unchanged();
-        match tokio::time::timeout_at(deadline, attempt).await {
+        let asked = state.borrow_and_update().leader;
+        let tried = tokio::time::timeout_at(deadline, async {
+            tokio::select! {
+                attempt = attempt => attempt,
+                // Who was asked leads no more and may be dead: its answer may be late by the time
+                // that a connection takes to be given up. Asking its successor too does no harm.
+                _ = state.wait_for(|it| it.leader.is_some() && it.leader != asked) => {
+                    Attempt::Unclear
+                }
+            }
+        });
+        match tried.await {
             Ok(Attempt::Done(reply)) => return End::Done(reply, unclear),
             Ok(Attempt::NotProposed) => {}
             Ok(Attempt::Unclear) => unclear = true,

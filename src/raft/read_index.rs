@@ -4,15 +4,15 @@
 //! at some moment after the read was asked, confirmed by a quorum to be the leader's still.
 //! Nothing here trusts a clock. (Ongaro, *Consensus: Bridging Theory and Practice*, section 6.4.)
 
-use std::{io, time::Duration};
+use std::{collections::BTreeSet, io, time::Duration};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use futures_util::future::BoxFuture;
-use openraft::ReadPolicy;
+use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use openraft::{ReadPolicy, raft::AppendEntriesRequest};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{codec, replica::Replica};
-use crate::error::Cause;
+use super::{Membership, Types, Vote, codec, network::APPEND, replica::Replica};
+use crate::{bond::Lane, error::Cause, identity::MemberId};
 
 /// Reads that may wait for a round; a further one waits for room.
 const WAITING_MAX: usize = 8_192;
@@ -54,7 +54,9 @@ impl Replica {
         };
         match tokio::time::timeout(patience, asking).await {
             Ok(Some(index)) => Ok(index),
-            Ok(None) => Err(self.stopped().map_or(ReadError::NoLeader, ReadError::Stopped)),
+            Ok(None) => Err(self
+                .stopped()
+                .map_or(ReadError::NoLeader, ReadError::Stopped)),
             Err(_) => Err(ReadError::NoLeader),
         }
     }
@@ -97,9 +99,79 @@ impl Replica {
         decode_read_index(answer).ok().flatten()
     }
 
+    /// The read index that openraft gives to a leader with a lease, once our own round of
+    /// questions has confirmed that this leader leads.
+    ///
+    /// openraft's own round (`ReadPolicy::ReadIndex`) is not used: it takes the answer to an append
+    /// for the answer to every later one of no higher index, so an answer from before a read, to
+    /// an append before it, can vouch for an empty append sent after it. A leader that hung wakes
+    /// with such answers in its socket, and would answer from before its successor.
     async fn read_index_here(&self) -> Option<u64> {
-        let linearizer = self.raft()?.get_read_linearizer(ReadPolicy::ReadIndex).await.ok()?;
-        Some(linearizer.read_log_id().index())
+        let raft = self.raft()?;
+        let seen = raft.with_raft_state(|it| {
+            let membership = it.membership_state.effective().membership().clone();
+            (*it.vote_ref(), membership)
+        });
+        let (vote, membership) = seen.await.ok()?;
+        if !vote.committed || vote.leader_id.voted_for != self.member() {
+            return None;
+        }
+        // Both after the read was asked, in one term: their order does not matter.
+        let index = async {
+            let linearizer = raft.get_read_linearizer(ReadPolicy::LeaseRead).await.ok()?;
+            let id = *linearizer.read_log_id().log_id();
+            (id.leader_id.term == vote.leader_id.term).then_some(id.index)
+        };
+        let limit = self.config().timing.election_timeout_max;
+        let confirmed = tokio::time::timeout(limit, self.leads_still(vote, &membership));
+        let (index, confirmed) = tokio::join!(index, confirmed);
+        index.filter(|_| confirmed == Ok(true))
+    }
+
+    /// Whether a majority has not heard of a higher vote after this was called. Each question is an
+    /// empty append, and its answer is matched to it by number.
+    async fn leads_still(&self, vote: Vote, membership: &Membership) -> bool {
+        let configurations = membership.get_joint_config();
+        let mut with_us = BTreeSet::from([self.member()]);
+        let mut asked: FuturesUnordered<_> = membership
+            .voter_ids()
+            .filter(|it| *it != self.member())
+            .map(|member| async move { (member, self.follows(member, vote).await) })
+            .collect();
+        loop {
+            let majority =
+                |it: &BTreeSet<MemberId>| it.intersection(&with_us).count() > it.len() / 2;
+            if configurations.iter().all(majority) {
+                return true;
+            }
+            match asked.next().await {
+                Some((member, true)) => {
+                    with_us.insert(member);
+                }
+                Some((_, false)) => {}
+                None => return false,
+            }
+        }
+    }
+
+    async fn follows(&self, member: MemberId, vote: Vote) -> bool {
+        let Some(bond) = self.mesh().bond_to(member) else {
+            return false;
+        };
+        let empty = AppendEntriesRequest::<Types> {
+            vote,
+            prev_log_id: None,
+            entries: Vec::new(),
+            leader_commit: None,
+        };
+        let mut message = BytesMut::with_capacity(128);
+        message.put_u8(APPEND);
+        codec::put_member(&mut message, member);
+        message.put_slice(&codec::encode_append(&empty));
+        match bond.request(Lane::Vote, message.freeze()).await {
+            Ok(answer) => matches!(codec::decode_appended(answer), Ok(Ok(_))),
+            Err(_) => false,
+        }
     }
 
     /// Answers another member's question. It joins our own queue, so that one round serves both.

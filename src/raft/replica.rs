@@ -506,9 +506,12 @@ impl Replica {
                     });
                 }
             }
-            MeshEvent::Silent(bond) => self.lost_member(bond.member()),
+            MeshEvent::Silent(bond) => {
+                self.lost_member(bond.member());
+                self.told.send_modify(|_| {}); // whoever watches the status looks again
+            }
             MeshEvent::Ended(bond, _) => self.lost_member(bond.member()),
-            MeshEvent::Heard(_) => {}
+            MeshEvent::Heard(_) => self.told.send_modify(|_| {}),
             MeshEvent::Departed(Proven { member, .. }) => {
                 lock(&self.departed).insert(member);
                 self.lost_member(member);
@@ -638,6 +641,10 @@ impl Replica {
     /// When the leader's appends were last heard.
     pub(super) fn heard(&self) -> &Heard {
         &self.heard
+    }
+
+    pub(super) fn applied(&self) -> watch::Receiver<Applied> {
+        self.applied.clone()
     }
 
     pub(super) fn counters(&self) -> &Counters {

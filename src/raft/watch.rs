@@ -60,7 +60,10 @@ pub(crate) struct ReplicaState {
 pub(crate) struct MemberState {
     pub(crate) member: MemberId,
     pub(crate) peer: PeerId,
+    /// In the latest membership, be it committed or not: what Raft goes by.
     pub(crate) voter: bool,
+    /// In every configuration of the last committed membership: what others may rely on.
+    pub(crate) settled_voter: bool,
 }
 
 /// What is measured when asked.
@@ -103,11 +106,12 @@ impl Replica {
     /// Follows the Raft instance and tells what changed, until the instance ends.
     pub(super) async fn follow(&self, raft: super::Raft) {
         let mut metrics = raft.server_metrics();
+        let mut applied = self.applied();
         loop {
+            let committed = applied.borrow_and_update().membership.clone();
             {
                 let seen = metrics.borrow_and_update();
-                let membership = seen.membership_config.membership();
-                let members = members(membership);
+                let members = members(seen.membership_config.membership(), committed.membership());
                 let admitted = members.iter().any(|it| it.member == self.member());
                 let role = match seen.state {
                     _ if !admitted => Role::Joining,
@@ -125,19 +129,31 @@ impl Replica {
                     told.members = members;
                 });
             }
-            if metrics.changed().await.is_err() {
-                return;
+            let mut news = false;
+            while !news {
+                tokio::select! {
+                    changed = metrics.changed() => match changed {
+                        Ok(()) => news = true,
+                        Err(_) => return,
+                    },
+                    changed = applied.changed() => match changed {
+                        Ok(()) => news = applied.borrow_and_update().membership != committed,
+                        Err(_) => return,
+                    },
+                }
             }
         }
     }
 }
 
-fn members(membership: &super::Membership) -> Vec<MemberState> {
-    let voters: Vec<MemberId> = membership.voter_ids().collect();
+fn members(latest: &super::Membership, committed: &super::Membership) -> Vec<MemberState> {
+    let voters: Vec<MemberId> = latest.voter_ids().collect();
+    let settled = committed.get_joint_config();
     let state = |(member, node): (&MemberId, &MemberNode)| MemberState {
         member: *member,
         peer: node.peer(),
         voter: voters.contains(member),
+        settled_voter: !settled.is_empty() && settled.iter().all(|it| it.contains(member)),
     };
-    membership.nodes().map(state).collect()
+    latest.nodes().map(state).collect()
 }

@@ -20,7 +20,11 @@ pub(crate) struct Verdict {
 
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { entries, acked, open } = self;
+        let Self {
+            entries,
+            acked,
+            open,
+        } = self;
         write!(
             f,
             "{acked} acknowledged, 0 lost, 0 doubled, {open} open, {entries} in the one order"
@@ -52,11 +56,18 @@ pub(crate) fn judge(state: &[u8], told: &Told) -> Verdict {
     // A client begins an append after the one before was answered.
     for ((one, before), (two, after)) in told.acked.iter().zip(told.acked.iter().skip(1)) {
         if one >> 32 == two >> 32 {
-            assert!(before < after, "{one:x} at {before:?} stands behind {two:x} at {after:?}");
+            assert!(
+                before < after,
+                "{one:x} at {before:?} stands behind {two:x} at {after:?}"
+            );
         }
     }
-    let open: HashSet<u64> =
-        told.open.iter().copied().filter(|id| !told.acked.contains_key(id)).collect();
+    let open: HashSet<u64> = told
+        .open
+        .iter()
+        .copied()
+        .filter(|id| !told.acked.contains_key(id))
+        .collect();
     Verdict {
         entries: ledger.entries.len(),
         acked: told.acked.len(),
@@ -69,7 +80,10 @@ pub(crate) fn figures(times: &mut [Duration]) -> (Duration, String) {
     times.sort_unstable();
     let at = |percent: usize| times[(times.len() * percent / 100).min(times.len() - 1)];
     let (p50, p99, max) = (at(50), at(99), at(100));
-    let text = format!("{} rounds, p50 {p50:.0?}, p99 {p99:.0?}, max {max:.0?}", times.len());
+    let text = format!(
+        "{} rounds, p50 {p50:.0?}, p99 {p99:.0?}, max {max:.0?}",
+        times.len()
+    );
     (p50, text)
 }
 
@@ -78,7 +92,11 @@ fn the_judge_sees_what_is_lost_doubled_and_out_of_order() {
     use quorate::Position;
     use std::panic::catch_unwind;
 
-    let at = |index| Position { term: 1, index, offset: 0 };
+    let at = |index| Position {
+        term: 1,
+        index,
+        offset: 0,
+    };
     let state = |entries: &[(u64, u64)]| {
         let mut ledger = Ledger::default();
         for (id, index) in entries {
@@ -93,7 +111,10 @@ fn the_judge_sees_what_is_lost_doubled_and_out_of_order() {
         let (bytes, acked) = (state(entries), acked.to_vec());
         catch_unwind(move || {
             let mut told = Told::default();
-            told.acked = acked.into_iter().map(|(id, index)| (id, at(index))).collect();
+            told.acked = acked
+                .into_iter()
+                .map(|(id, index)| (id, at(index)))
+                .collect();
             judge(&bytes, &told);
         })
         .is_ok()
@@ -102,6 +123,12 @@ fn the_judge_sees_what_is_lost_doubled_and_out_of_order() {
     assert!(!passes(&[(1, 1)], &[(1, 1), (2, 2)]), "lost");
     assert!(!passes(&[(1, 1), (1, 2)], &[(1, 1)]), "doubled");
     assert!(!passes(&[(1, 2), (2, 1)], &[]), "positions that fall");
-    assert!(!passes(&[(2, 1), (1, 2)], &[(2, 1), (1, 2)]), "a client's order");
-    assert!(!passes(&[(1, 2)], &[(1, 1)]), "acknowledged at another place");
+    assert!(
+        !passes(&[(2, 1), (1, 2)], &[(2, 1), (1, 2)]),
+        "a client's order"
+    );
+    assert!(
+        !passes(&[(1, 2)], &[(1, 1)]),
+        "acknowledged at another place"
+    );
 }

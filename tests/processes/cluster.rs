@@ -63,8 +63,10 @@ impl Cluster {
     pub(crate) fn start(count: usize, turn: &Turn, settings: &[(&'static str, u64)]) -> Self {
         let turn = turn.take();
         let home = tempfile::tempdir().expect("a directory");
-        let settings: Environment =
-            settings.iter().map(|(name, value)| (*name, value.to_string())).collect();
+        let settings: Environment = settings
+            .iter()
+            .map(|(name, value)| (*name, value.to_string()))
+            .collect();
         let mut cluster = Self {
             seats: Vec::new(),
             home,
@@ -86,7 +88,10 @@ impl Cluster {
     }
 
     fn add_seat(&mut self, start: Environment, settings: &Environment) {
-        let directory = self.home.path().join(format!("member-{}", self.seats.len()));
+        let directory = self
+            .home
+            .path()
+            .join(format!("member-{}", self.seats.len()));
         self.seats.push(Seat {
             directory,
             environment: start.into_iter().chain(settings.iter().cloned()).collect(),
@@ -106,14 +111,20 @@ impl Cluster {
     }
 
     pub(crate) fn running(&self) -> Vec<usize> {
-        (0..self.seats.len()).filter(|it| self.seats[*it].process.is_some()).collect()
+        (0..self.seats.len())
+            .filter(|it| self.seats[*it].process.is_some())
+            .collect()
     }
 
     /// Starts the member's process, with the command line of the first time.
     pub(crate) fn begin_restart(&mut self, seat: usize) {
         let it = &mut self.seats[seat];
         assert!(it.process.is_none(), "it runs");
-        it.process = Some(Process::start(&it.directory, &it.environment, &self.history));
+        it.process = Some(Process::start(
+            &it.directory,
+            &it.environment,
+            &self.history,
+        ));
     }
 
     /// A further process with the member's command line.
@@ -140,7 +151,11 @@ impl Cluster {
         }
         // What it was before, it is again: the state was found and resumed.
         else {
-            assert_eq!((&it.member, &it.peer), (&member, &peer), "it resumed as another");
+            assert_eq!(
+                (&it.member, &it.peer),
+                (&member, &peer),
+                "it resumed as another"
+            );
         }
     }
 
@@ -193,7 +208,8 @@ impl Cluster {
     pub(crate) fn load(&mut self, seat: usize, clients: u64, pause_us: u64) {
         let first = self.next_client;
         self.next_client += clients;
-        self.process(seat).ask(&format!("load {first} {clients} {pause_us}"));
+        self.process(seat)
+            .ask(&format!("load {first} {clients} {pause_us}"));
     }
 
     /// An id that no client uses.
@@ -223,7 +239,10 @@ impl Cluster {
                 break states;
             }
             let sizes: Vec<usize> = states.iter().map(Vec::len).collect();
-            assert!(Instant::now() < deadline, "{title}: the states stay unequal: {sizes:?}");
+            assert!(
+                Instant::now() < deadline,
+                "{title}: the states stay unequal: {sizes:?}"
+            );
             for seat in &running {
                 self.process(*seat).ask("ready");
             }

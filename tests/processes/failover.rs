@@ -49,8 +49,9 @@ fn a_killed_leader_is_followed_by_the_next_write_within_three_election_timeouts(
     assert!(verdict.acked >= rounds * 400);
     let worst = *times.last().expect("sorted");
     assert!(worst <= ELECTION_TIMEOUT * PROMISED, "{worst:?}");
-    // The target is 0.4 s; the assertion leaves room for a busy machine.
-    assert!(p50 <= ELECTION_TIMEOUT * 2, "the median is {p50:?}");
+    // The target is 0.4 s, and 0.2 s is usual. Raft's own clock would take 0.9 s: this is what the
+    // early election is for.
+    assert!(p50 <= ELECTION_TIMEOUT, "the median is {p50:?}");
 }
 
 #[test]
@@ -78,7 +79,10 @@ fn all_killed_at_once_come_back_with_every_acknowledged_write_in_one_order() {
 
 #[test]
 fn all_killed_at_once_come_back_from_snapshots_too() {
-    let settings = [(member::SNAPSHOT_AFTER, 64 * 1024), (member::ENTRIES_KEPT, 16)];
+    let settings = [
+        (member::SNAPSHOT_AFTER, 16 * 1024),
+        (member::ENTRIES_KEPT, 16),
+    ];
     let rounds = if heavy() { 20 } else { 3 };
     let mut cluster = Cluster::start(3, &Turn::Shared, &settings);
     for round in 0..rounds {
@@ -86,8 +90,11 @@ fn all_killed_at_once_come_back_from_snapshots_too() {
             cluster.load(seat, 8, 500);
         }
         cluster.history.wait_for_more(2_000 + 311 * round);
-        let built = cluster.process(0).ask("metrics");
-        assert!(!built.starts_with("0 "), "no snapshot was built: {built}");
+        for seat in 0..3 {
+            while cluster.process(seat).ask("metrics").starts_with("0 ") {
+                cluster.history.wait_for_more(100);
+            }
+        }
         cluster.kill_at_once(&[0, 1, 2]);
         for seat in 0..3 {
             cluster.begin_restart(seat);
@@ -109,11 +116,15 @@ fn a_minority_refuses_until_it_is_a_majority_again() {
     cluster.kill_at_once(&others);
 
     let during = cluster.fresh_id();
-    let answers = ["read", "put"].map(|it| cluster.process(leader).begin(&format!("{it} {during}")));
+    let answers =
+        ["read", "put"].map(|it| cluster.process(leader).begin(&format!("{it} {during}")));
     let local = cluster.process(leader).ask(&format!("local {before}"));
     assert_eq!(local, "read 1 true", "a local read waits for nobody");
     let [read, put] = answers.map(|it| cluster.process(leader).answer("a refusal", &it));
-    assert!(read.starts_with("refused "), "a linearizable read of one of three: {read}");
+    assert!(
+        read.starts_with("refused "),
+        "a linearizable read of one of three: {read}"
+    );
     assert!(!put.starts_with("acked "), "a write of one of three: {put}");
     println!("alone: read: {read}; put: {put}");
 
@@ -141,7 +152,8 @@ fn a_lonely_follower_answers_local_queries_and_follows_again() {
         cluster.process(*seat).hang();
     }
     let during = cluster.fresh_id();
-    let answers = ["read", "put"].map(|it| cluster.process(lonely).begin(&format!("{it} {during}")));
+    let answers =
+        ["read", "put"].map(|it| cluster.process(lonely).begin(&format!("{it} {during}")));
     let local = cluster.process(lonely).ask(&format!("local {before}"));
     assert_eq!(local, "read 1 true");
     let [read, put] = answers.map(|it| cluster.process(lonely).answer("a refusal", &it));
@@ -163,7 +175,10 @@ fn retried_put(cluster: &mut Cluster, seat: usize, id: u64) {
         if answer.starts_with("acked ") {
             return;
         }
-        assert!(answer.starts_with("refused "), "only a refusal may be tried anew: {answer}");
+        assert!(
+            answer.starts_with("refused "),
+            "only a refusal may be tried anew: {answer}"
+        );
         assert!(Instant::now() < deadline, "{answer}");
         thread::sleep(Duration::from_millis(20));
     }

@@ -1,11 +1,16 @@
 //! Members that hang: SIGSTOP leaves their sockets open and their clocks behind.
 
-use std::time::{Duration, Instant};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use quorate::config::Timing;
 
 use crate::{
     cluster::{Cluster, ELECTION_TIMEOUT, Turn},
     heavy,
-    process::PATIENCE,
+    process::{Asked, PATIENCE},
 };
 
 #[test]
@@ -13,16 +18,24 @@ fn a_hung_leader_is_replaced_and_never_reads_stale_when_it_wakes() {
     let rounds = if heavy() { 50 } else { 5 };
     let mut cluster = Cluster::start(3, &Turn::Alone, &[]);
     let mut times = Vec::new();
-    for _ in 0..rounds {
+    for round in 0..rounds {
         let hung = cluster.leader();
         let others: Vec<usize> = (0..3).filter(|it| *it != hung).collect();
+        let own = cluster.fresh_id();
+        let early = hang_with_answers_on_the_way(&mut cluster, hung, &others, own);
         let started = Instant::now();
-        cluster.process(hung).hang();
         let id = cluster.fresh_id();
         cluster.process(others[0]).put(id);
         times.push(started.elapsed());
         cluster.leader_among(&others);
+        if round % 2 == 0 {
+            // Until the others have given its connections up, so that news of its successor comes
+            // only once it has dialled them again.
+            thread::sleep(Timing::LAN.bond_timeout + Duration::from_millis(200));
+        }
         wake_and_read(&mut cluster, hung, &others);
+        let answer = cluster.process(hung).answer("the write of before", &early);
+        assert!(answer.starts_with("acked "), "{answer}");
     }
     println!("a hung leader: from SIGSTOP to the next write's answer: {times:.0?}");
     cluster.settle("hung leaders");
@@ -51,6 +64,27 @@ fn a_hung_follower_counts_as_silent_and_never_reads_stale_when_it_wakes() {
     cluster.settle("hung followers");
 }
 
+/// Stops the leader after it has sent an append and before it can read any answer. The answers lie
+/// in its socket when it wakes: of a time before its successor, they must not vouch for it.
+fn hang_with_answers_on_the_way(
+    cluster: &mut Cluster,
+    leader: usize,
+    others: &[usize],
+    id: u64,
+) -> Asked {
+    for seat in others {
+        cluster.process(*seat).hang();
+    }
+    let asked = cluster.process(leader).begin(&format!("put {id}"));
+    // Long enough to be sent; were it not, the round would only ask for less.
+    thread::sleep(Duration::from_millis(25));
+    cluster.process(leader).hang();
+    for seat in others {
+        cluster.process(*seat).wake();
+    }
+    asked
+}
+
 /// Writes while one hangs; then that one wakes with reads and a write before it, and every read
 /// must hold everything that was acknowledged before it was asked.
 fn wake_and_read(cluster: &mut Cluster, hung: usize, others: &[usize]) {
@@ -63,7 +97,11 @@ fn wake_and_read(cluster: &mut Cluster, hung: usize, others: &[usize]) {
     let waiting: Vec<_> = (0..8)
         .map(|_| {
             let count = cluster.history.count();
-            (count, last, cluster.process(hung).begin(&format!("read {last}")))
+            (
+                count,
+                last,
+                cluster.process(hung).begin(&format!("read {last}")),
+            )
         })
         .collect();
     let write = cluster.process(hung).begin(&format!("put {own}"));
@@ -75,7 +113,11 @@ fn wake_and_read(cluster: &mut Cluster, hung: usize, others: &[usize]) {
         let id = cluster.fresh_id();
         cluster.process(others[0]).put(id);
         let count = cluster.history.count();
-        reads.push((count, id, cluster.process(hung).begin(&format!("read {id}"))));
+        reads.push((
+            count,
+            id,
+            cluster.process(hung).begin(&format!("read {id}")),
+        ));
     }
     for (count, id, asked) in reads {
         let answer = cluster.process(hung).answer("a read", &asked);
@@ -84,9 +126,14 @@ fn wake_and_read(cluster: &mut Cluster, hung: usize, others: &[usize]) {
             panic!("a woken member with a quorum must answer: {answer}");
         };
         let seen: usize = seen.parse().expect("a count");
-        assert!(found == "true" && seen >= count, "stale: {answer}, wanted {count} and {id:x}");
+        assert!(
+            found == "true" && seen >= count,
+            "stale: {answer}, wanted {count} and {id:x}"
+        );
     }
-    let answer = cluster.process(hung).answer("the woken member's write", &write);
+    let answer = cluster
+        .process(hung)
+        .answer("the woken member's write", &write);
     assert!(answer.starts_with("acked "), "{answer}");
     for seat in 0..3 {
         cluster.process(seat).ask("await reached 3");

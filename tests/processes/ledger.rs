@@ -51,7 +51,11 @@ impl Ledger {
             let id = number(from)?;
             let (term, index, offset) = (number(from)?, number(from)?, number(from)?);
             let offset = u32::try_from(offset).map_err(io::Error::other)?;
-            let at = Position { term, index, offset };
+            let at = Position {
+                term,
+                index,
+                offset,
+            };
             ledger.entries.push_back(Entry { id, at });
         }
         for _ in 0..number(from)? {

@@ -55,7 +55,11 @@ impl Settings {
                 Start::Create(key.parse().expect("the key is one"))
             }
         };
-        let number = |name| env::var(name).ok().map(|it| it.parse::<u64>().expect("a number"));
+        let number = |name| {
+            env::var(name)
+                .ok()
+                .map(|it| it.parse::<u64>().expect("a number"))
+        };
         let mut config = Config::default();
         if let Some(bytes) = number(SNAPSHOT_AFTER) {
             config.snapshot_after_bytes = bytes;
@@ -174,7 +178,10 @@ impl Child {
         };
         match words.first().copied().unwrap_or_default() {
             "status" => line_of(&self.group.status()),
-            "await" => self.wanted(words[1], words.get(2).copied().unwrap_or_default()).await,
+            "await" => {
+                self.wanted(words[1], words.get(2).copied().unwrap_or_default())
+                    .await
+            }
             "ready" => match self.group.ready().await {
                 Ok(()) => "ready".into(),
                 Err(stopped) => format!("refused {stopped}"),
@@ -318,7 +325,9 @@ fn reached(status: &Status) -> usize {
 }
 
 fn line_of(status: &Status) -> String {
-    let leader = status.leader.map_or_else(|| "-".into(), |it| it.to_string());
+    let leader = status
+        .leader
+        .map_or_else(|| "-".into(), |it| it.to_string());
     format!(
         "{} {leader} {} {} {} {}",
         status.role,

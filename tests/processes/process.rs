@@ -51,9 +51,15 @@ impl History {
         let told = self.told.lock().expect("no panic");
         let wanted = told.acked.len() + more;
         let few = |it: &mut Told| it.acked.len() < wanted;
-        let (told, wait) = self.news.wait_timeout_while(told, PATIENCE, few).expect("no panic");
+        let (told, wait) = self
+            .news
+            .wait_timeout_while(told, PATIENCE, few)
+            .expect("no panic");
         let count = told.acked.len();
-        assert!(!wait.timed_out(), "{count} appends acknowledged in time, wanted {wanted}");
+        assert!(
+            !wait.timed_out(),
+            "{count} appends acknowledged in time, wanted {wanted}"
+        );
     }
 
     /// The longest time without an acknowledgement since the last call.
@@ -67,7 +73,12 @@ impl History {
         let mut told = self.told.lock().expect("no panic");
         let mut words = line.split_whitespace();
         let verb = words.next();
-        let mut number = || words.next().and_then(|it| it.parse::<u64>().ok()).expect("a number");
+        let mut number = || {
+            words
+                .next()
+                .and_then(|it| it.parse::<u64>().ok())
+                .expect("a number")
+        };
         let id = number();
         if verb == Some("open") {
             told.open.push(id);
@@ -75,9 +86,16 @@ impl History {
         }
         let (term, index) = (number(), number());
         let offset = u32::try_from(number()).expect("an offset");
-        let at = Position { term, index, offset };
+        let at = Position {
+            term,
+            index,
+            offset,
+        };
         let before = told.acked.insert(id, at);
-        assert!(before.is_none_or(|it| it == at), "{id:x} acknowledged at two places");
+        assert!(
+            before.is_none_or(|it| it == at),
+            "{id:x} acknowledged at two places"
+        );
         let now = Instant::now();
         if let Some(last) = told.last.replace(now) {
             told.longest_gap = told.longest_gap.max(now - last);
@@ -124,9 +142,18 @@ impl Process {
         let appending = File::options().create(true).append(true).open(&log);
         let exe = std::env::current_exe().expect("a test is a program");
         let mut child = Command::new(exe)
-            .args(["member_process", "--exact", "--nocapture", "--test-threads=1"])
+            .args([
+                "member_process",
+                "--exact",
+                "--nocapture",
+                "--test-threads=1",
+            ])
             .env(member::DIRECTORY, directory)
-            .envs(environment.iter().map(|(name, value)| (*name, value.as_str())))
+            .envs(
+                environment
+                    .iter()
+                    .map(|(name, value)| (*name, value.as_str())),
+            )
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(appending.expect("a log file"))
@@ -224,7 +251,11 @@ impl Process {
             if let Some(status) = self.child.try_wait().expect("it is ours") {
                 return (status, self.log_tail());
             }
-            assert!(Instant::now() < deadline, "it runs on:\n{}", self.log_tail());
+            assert!(
+                Instant::now() < deadline,
+                "it runs on:\n{}",
+                self.log_tail()
+            );
             thread::sleep(Duration::from_millis(10));
         }
     }
@@ -253,7 +284,10 @@ impl Process {
     /// Resident memory, in KiB.
     pub(crate) fn resident_kib(&self) -> u64 {
         let line = self.proc_status("VmRSS:");
-        let number = line.split_whitespace().next().and_then(|it| it.parse().ok());
+        let number = line
+            .split_whitespace()
+            .next()
+            .and_then(|it| it.parse().ok());
         number.unwrap_or_else(|| panic!("VmRSS is {line}"))
     }
 
@@ -265,7 +299,9 @@ impl Process {
     }
 
     fn heard_out(&self) {
-        self.wait("the end of its output", PATIENCE, |it| it.ended.then_some(()));
+        self.wait("the end of its output", PATIENCE, |it| {
+            it.ended.then_some(())
+        });
     }
 
     fn wait<T>(&self, what: &str, limit: Duration, take: impl Fn(&mut Said) -> Option<T>) -> T {
@@ -294,7 +330,13 @@ impl Process {
         let _ = writeln!(stdin, "{} status", self.next_tag).and_then(|()| stdin.flush());
         let deadline = Instant::now() + Duration::from_secs(2);
         let answer = loop {
-            let answer = self.ear.said.lock().expect("no panic").answers.remove(&self.next_tag);
+            let answer = self
+                .ear
+                .said
+                .lock()
+                .expect("no panic")
+                .answers
+                .remove(&self.next_tag);
             if answer.is_some() || Instant::now() > deadline {
                 break answer.unwrap_or_else(|| "no answer".into());
             }

@@ -22,12 +22,19 @@ fn a_killed_follower_catches_up_by_the_journal() {
     cluster.unload(&[leader]);
     let verdict = cluster.settle("caught up by the journal");
     assert!(verdict.acked >= 2_000);
-    assert_eq!(cluster.process(follower).ask("metrics"), "0 0", "snapshots built and installed");
+    assert_eq!(
+        cluster.process(follower).ask("metrics"),
+        "0 0",
+        "snapshots built and installed"
+    );
 }
 
 #[test]
 fn a_killed_follower_catches_up_by_a_snapshot_when_the_journal_is_purged() {
-    let settings = [(member::SNAPSHOT_AFTER, 32 * 1024), (member::ENTRIES_KEPT, 16)];
+    let settings = [
+        (member::SNAPSHOT_AFTER, 32 * 1024),
+        (member::ENTRIES_KEPT, 16),
+    ];
     let mut cluster = Cluster::start(3, &Turn::Shared, &settings);
     let leader = cluster.leader();
     let follower = cluster.other_than(leader);
@@ -80,8 +87,10 @@ fn a_restarted_peer_replaces_its_old_link_at_once() {
         let seat = round % 3;
         let peer = cluster.peer(seat).to_owned();
         let watchers: Vec<usize> = (0..3).filter(|it| *it != seat).collect();
-        let watched: Vec<_> =
-            watchers.iter().map(|it| cluster.process(*it).watch_bond(&peer)).collect();
+        let watched: Vec<_> = watchers
+            .iter()
+            .map(|it| cluster.process(*it).watch_bond(&peer))
+            .collect();
         cluster.kill(seat);
         cluster.begin_restart(seat);
         for (watcher, asked) in watchers.iter().zip(&watched) {
@@ -107,9 +116,18 @@ fn a_second_process_on_a_directory_is_refused_in_words() {
     let (status, said) = cluster.second_process(0).end();
     assert!(!status.success(), "{status}");
     let directory = cluster.directory(0).display().to_string();
-    assert!(said.contains(&directory), "it does not name the directory: {said}");
-    assert!(said.contains("in use by another"), "it does not say why: {said}");
-    println!("a second process: {}", said.lines().last().unwrap_or_default());
+    assert!(
+        said.contains(&directory),
+        "it does not name the directory: {said}"
+    );
+    assert!(
+        said.contains("in use by another"),
+        "it does not say why: {said}"
+    );
+    println!(
+        "a second process: {}",
+        said.lines().last().unwrap_or_default()
+    );
     // The first one is as it was.
     let id = cluster.fresh_id();
     cluster.process(0).put(id);
