@@ -19,6 +19,7 @@ use super::{Command, Raft, Types, codec, replica::Replica, sessions::Answer};
 use crate::{
     bond::{Bond, Lane, LaneError},
     error::Cause,
+    identity::MemberId,
     machine::Position,
 };
 
