@@ -5,6 +5,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use crate::{
@@ -20,6 +21,9 @@ use crate::{
     raft::{Replica, ReplicaSpec, Role},
     storage::{GroupRecord, NewGroup, OpenError as StoreError, Store},
 };
+
+/// How long a node waits for the port of the last time to be free.
+const FORMER_PORT_WAIT: Duration = Duration::from_millis(500);
 
 /// One process's part in any number of groups: one endpoint, one database.
 ///
@@ -578,8 +582,16 @@ async fn bind(
     let remembered = store.node_record()?.and_then(|it| <[u8; 2]>::try_from(it.as_ref()).ok());
     if let Some(port) = remembered.map(u16::from_be_bytes) {
         let at = |addr: &SocketAddr| SocketAddr::new(addr.ip(), port);
-        if let Ok(quic) = Quic::bind(options(wanted.iter().map(at).collect())).await {
-            return Ok(quic);
+        let give_up = tokio::time::Instant::now() + FORMER_PORT_WAIT;
+        loop {
+            match Quic::bind(options(wanted.iter().map(at).collect())).await {
+                Ok(quic) => return Ok(quic),
+                // The former socket of this very process may be about to close.
+                Err(_) if tokio::time::Instant::now() < give_up => {
+                    tokio::time::sleep(FORMER_PORT_WAIT / 50).await;
+                }
+                Err(_) => break,
+            }
         }
         tracing::info!(port, "the port of the last time is taken; another one is used");
     }

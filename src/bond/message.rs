@@ -123,7 +123,7 @@ pub(crate) enum Refusal {
     )]
     OtherGenesis,
     /// The group has removed this member for good.
-    #[error("this member was removed from the group; join again as a new member")]
+    #[error("this member was removed from the group: leave it here too, then join as a new member")]
     RemovedMember,
     /// Two processes run with one member's data.
     #[error("another running node has the same member id: its data directory was copied")]

@@ -109,6 +109,9 @@ impl<M: StateMachine> Group<M> {
     }
 
     fn encode(&self, command: &M::Command) -> Result<Bytes, ExecuteError> {
+        if let Some(cause) = self.replica.stopped() {
+            return Err(ExecuteError::Stopped(Stopped::new(cause)));
+        }
         let max = self.replica.config().command_bytes_max;
         let encoded = encode(command).map_err(|error| {
             let why = error.to_string();

@@ -110,8 +110,9 @@ impl<M: StateMachine> Group<M> {
         self.replica.mesh().bonds()
     }
 
-    /// The latest state that this member has applied, with the position of the last command in it.
-    /// It may be behind the group's; see [`Group::query`] for reads that are not.
+    /// The latest state that this member has applied, and through which position: it holds every
+    /// command that stands there or before, and none behind. It may be behind the group's; see
+    /// [`Group::query`] for reads that are not.
     #[must_use]
     pub fn view(&self) -> (Position, M::View) {
         self.views.latest()
@@ -153,7 +154,8 @@ impl<M: StateMachine> Group<M> {
     /// Leaves the group: hands leadership over, is removed from the membership, then deletes the
     /// group's data on this node. A later join makes a new member.
     ///
-    /// The last voter takes the group with it.
+    /// The last voter takes the group with it. A member that others have removed, whose group has
+    /// therefore stopped here, leaves the same way.
     ///
     /// # Errors
     /// [`MembershipChangeError`]; then nothing was deleted and the group still runs here.
@@ -161,6 +163,7 @@ impl<M: StateMachine> Group<M> {
         let member = self.member();
         match self.ask(Request::Remove { member }).await {
             Ok(()) => {}
+            Err(MembershipChangeError::Stopped(_)) if self.replica.state().removed => {}
             Err(MembershipChangeError::Refused { why })
                 if why == MembershipRefusal::LastVoter.to_string() => {}
             Err(error) => return Err(error),

@@ -31,7 +31,7 @@ pub struct Status {
     pub leader: Option<MemberId>,
     /// Everybody in the membership, this member included, in the order of their ids.
     pub members: Vec<MemberStatus>,
-    /// The last command in the state that local queries see; all zero before the first.
+    /// Through which position the state that local queries see holds every command.
     pub applied: Position,
     /// The last journal index known here to be committed.
     pub committed_index: u64,
@@ -106,6 +106,9 @@ pub enum Warning {
     NoQuorum,
     /// Some voter cannot be reached; one more may cost the quorum.
     VoterDown,
+    /// Another group was founded with the same key; a node of it has been met and refused. Stays
+    /// until this node is restarted.
+    RivalGroup,
 }
 
 impl fmt::Display for Warning {
@@ -114,6 +117,10 @@ impl fmt::Display for Warning {
             Self::FewVoters => "fewer than three voters: the loss of one stops the group",
             Self::NoQuorum => "no majority of the voters can be reached from here",
             Self::VoterDown => "a voter cannot be reached",
+            Self::RivalGroup => {
+                "another group was founded with the same key: remove the data of one of the two, \
+                 then join the other"
+            }
         })
     }
 }
@@ -127,6 +134,8 @@ impl<M: StateMachine> Group<M> {
             term,
             leader,
             members,
+            rival,
+            removed: _,
             stopped,
         } = self.replica.state();
         let progress = self.replica.progress();
@@ -157,7 +166,7 @@ impl<M: StateMachine> Group<M> {
             })
             .collect();
         let quorum = reaches_quorum(&members);
-        let warnings = if stopped.is_some() { Vec::new() } else { warnings(&members, quorum) };
+        let warnings = if stopped.is_some() { Vec::new() } else { warnings(&members, quorum, rival) };
         Status {
             group: self.id(),
             member: here,
@@ -251,13 +260,14 @@ fn reaches_quorum(members: &[MemberStatus]) -> bool {
     reached > voters / 2
 }
 
-fn warnings(members: &[MemberStatus], quorum: bool) -> Vec<Warning> {
+fn warnings(members: &[MemberStatus], quorum: bool, rival: bool) -> Vec<Warning> {
     let voters = || members.iter().filter(|it| it.voter);
     let down = voters().any(|it| matches!(it.health, Health::Silent | Health::Unreachable));
     let all = [
         (voters().count() < 3, Warning::FewVoters),
         (!quorum, Warning::NoQuorum),
         (down, Warning::VoterDown),
+        (rival, Warning::RivalGroup),
     ];
     all.into_iter().filter(|(holds, _)| *holds).map(|(_, it)| it).collect()
 }

@@ -15,6 +15,7 @@ use openraft::{
     async_runtime::watch::WatchReceiver,
     errors::{ChangeMembershipError, ClientWriteError, RaftError},
 };
+use rand::seq::IteratorRandom;
 use serde::{Deserialize, Serialize};
 
 use super::{MemberNode, Raft, Role, Types, codec, replica::Replica};
@@ -137,10 +138,11 @@ impl Replica {
             return Some(self.carry_out(request.clone()).await);
         }
         let mesh = self.mesh();
-        // A joiner knows no leader yet: anybody it is bonded with can tell.
+        // A joiner knows no leader yet: somebody it is bonded with can tell. Not always the same
+        // one, which may be a joiner itself.
         let bond = known
             .and_then(|it| mesh.bond_to(it))
-            .or_else(|| mesh.bonds().iter().map(|(_, bond)| bond).next())?;
+            .or_else(|| mesh.bonds().iter().map(|(_, bond)| bond).choose(&mut rand::rng()))?;
         let mut message = vec![MEMBERSHIP];
         message.extend(postcard::to_stdvec(request).ok()?);
         let answer = bond.request(Lane::Forward, message.into());

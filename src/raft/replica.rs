@@ -77,7 +77,6 @@ pub(crate) struct Replica {
     mesh: OnceLock<Mesh>,
     raft: RwLock<Option<Instance>>,
     generation: AtomicU64,
-    torn_down: tokio::sync::OnceCell<()>,
     heard: Heard,
     roster: watch::Sender<Vec<PeerAddr>>,
     told: watch::Sender<ReplicaState>,
@@ -124,7 +123,6 @@ impl Replica {
             mesh: OnceLock::new(),
             raft: RwLock::new(None),
             generation: AtomicU64::new(0),
-            torn_down: tokio::sync::OnceCell::new(),
             heard: Heard::default(),
             roster: watch::Sender::new(Vec::new()),
             told: watch::Sender::new(ReplicaState::default()),
@@ -158,7 +156,7 @@ impl Replica {
         self.spawn(|it| async move { it.seek_admission().await });
         self.spawn(|it| async move { it.watch_store().await });
         self.spawn(|it| async move { it.watch_machine().await });
-        self.spawn(|it| async move { it.watch_refusals().await });
+        self.spawn(|it| async move { it.heed_refusals().await });
         self.spawn(|it| async move { it.store_roster().await });
     }
 
@@ -217,6 +215,12 @@ impl Replica {
             generation,
             raft: raft.clone(),
         });
+        if self.stopped().is_some() {
+            // The group was stopped while this was starting, and may have found nothing to end.
+            *write(&self.raft) = None;
+            let _ = raft.shutdown().await;
+            return Ok(());
+        }
         self.spawn(|it| async move {
             it.follow(raft.clone()).await;
             it.instance_ended(generation, &raft);
@@ -261,53 +265,40 @@ impl Replica {
 
     /// Ends everything of the group on this node, in order. Idempotent.
     pub(crate) async fn stop(&self, cause: Cause) {
-        self.stop_from_within(cause);
-        self.tear_down().await;
+        self.mark_stopped(cause.clone());
+        self.tasks.close();
+        let instance = write(&self.raft).take();
+        if let Some(instance) = instance {
+            let _ = instance.raft.shutdown().await;
+        }
+        self.mesh().close(cause.as_str()).await;
         self.tasks.wait().await;
     }
 
-    /// Ends the Raft instance and the bonds, so that nobody goes on as if this member worked.
-    async fn tear_down(&self) {
-        let down = async {
-            self.tasks.close();
-            let instance = write(&self.raft).take();
-            if let Some(instance) = instance {
-                let _ = instance.raft.shutdown().await;
-            }
-            let cause = self.stopped().unwrap_or_else(|| Cause::new("the group is stopped"));
-            self.mesh().close(cause.as_str()).await;
-        };
-        self.torn_down.get_or_init(|| down).await;
+    /// Marks the group as stopped and cancels its tasks; has [`Replica::stop`] do the rest, which
+    /// waits for the task that this is called from.
+    fn stop_from_within(&self, cause: Cause) {
+        if self.mark_stopped(cause.clone())
+            && let Some(replica) = self.me.upgrade()
+        {
+            tokio::spawn(async move { replica.stop(cause).await });
+        }
     }
 
-    /// Marks the group as stopped, cancels its tasks and sees to the rest: for its own tasks, which
-    /// cannot wait for their own end.
-    fn stop_from_within(&self, cause: Cause) {
-        self.told.send_modify(|told| {
-            if told.stopped.is_none() {
+    /// False if it was marked before.
+    fn mark_stopped(&self, cause: Cause) -> bool {
+        let marked = self.told.send_if_modified(|told| {
+            let first = told.stopped.is_none();
+            if first {
                 tracing::info!(group = %self.record.id, %cause, "the group stops on this node");
                 told.stopped = Some(cause);
                 told.role = Role::Stopped;
                 told.leader = None;
             }
+            first
         });
         self.cancel.cancel();
-        if let Some(me) = self.me.upgrade() {
-            tokio::spawn(async move { me.tear_down().await });
-        }
-    }
-
-    /// Stops when a member that we trust says that this one may not go on.
-    async fn watch_refusals(self: Arc<Self>) {
-        let mut refusals = self.mesh().refusals();
-        let grave = |it: &Option<(PeerId, Refusal)>| {
-            let why = it.as_ref().map(|(_, why)| *why);
-            matches!(why, Some(Refusal::RemovedMember | Refusal::ClonedMember))
-        };
-        let refusal = refusals.wait_for(grave).await.map(|it| it.clone());
-        if let Ok(Some((_, why))) = refusal {
-            self.stop_from_within(Cause::new(why));
-        }
+        marked
     }
 
     /// The state machine's panic stops this group here.
@@ -316,6 +307,27 @@ impl Replica {
         let cause = broken.wait_for(Option::is_some).await.map(|it| it.clone());
         if let Ok(Some(cause)) = cause {
             self.stop_from_within(cause);
+        }
+    }
+
+    /// What a member says of us after the proof: that this one was removed, or is a copy, ends the
+    /// group here; that another group was founded with our key is shown.
+    async fn heed_refusals(self: Arc<Self>) {
+        let mut refusals = self.mesh().refusals();
+        loop {
+            let refused = *refusals.borrow_and_update();
+            match refused {
+                Some((peer, why @ (Refusal::RemovedMember | Refusal::ClonedMember))) => {
+                    self.tell(|it| it.removed = why == Refusal::RemovedMember);
+                    let cause = Cause::new(format!("{} refuses it: {why}", peer.short()));
+                    return self.stop_from_within(cause);
+                }
+                Some((_, Refusal::OtherGenesis)) => self.tell(|it| it.rival = true),
+                _ => {}
+            }
+            if refusals.changed().await.is_err() {
+                return;
+            }
         }
     }
 
@@ -374,13 +386,8 @@ impl Replica {
             for peer in gone {
                 known.remove(&peer);
                 mesh.forget(peer);
-                // Dialling us again it hears that it was removed.
-                if let Some(bond) = mesh.bond_with(peer)
-                    && self.is_removed(bond.member())
-                {
-                    bond.close("this member was removed from the group");
-                }
             }
+            self.part_with_removed();
             let seen = membership;
             loop {
                 if applied.changed().await.is_err() {
@@ -391,6 +398,25 @@ impl Replica {
                 }
             }
         }
+    }
+}
+
+impl Replica {
+    /// Ends the bonds with removed members. They dial again and are told why that is in vain.
+    fn part_with_removed(self: &Arc<Self>) {
+        let of_removed = |it: &Self| {
+            let bonds = it.mesh().bonds().snapshot();
+            let removed = it.applied.borrow().removed.clone();
+            bonds.into_iter().map(|(_, bond)| bond).filter(move |it| removed.contains(&it.member()))
+        };
+        if of_removed(self).next().is_none() {
+            return;
+        }
+        self.spawn(|it| async move {
+            // Who leaves by itself still waits for the answer to its request.
+            tokio::time::sleep(it.config.timing.election_timeout_max).await;
+            of_removed(&it).for_each(|bond| bond.close("the member was removed from the group"));
+        });
     }
 }
 
@@ -423,7 +449,10 @@ impl Replica {
         let ours = *self.genesis.borrow();
         match (ours, theirs.genesis) {
             (None, None) => return Err(Refusal::NotFounded),
-            (Some(ours), Some(theirs)) if ours != theirs => return Err(Refusal::OtherGenesis),
+            (Some(ours), Some(theirs)) if ours != theirs => {
+                self.tell(|it| it.rival = true);
+                return Err(Refusal::OtherGenesis);
+            }
             _ => {}
         }
         if self.is_removed(theirs.member) {

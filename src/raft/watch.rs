@@ -48,6 +48,10 @@ pub(crate) struct ReplicaState {
     pub(crate) term: u64,
     pub(crate) leader: Option<MemberId>,
     pub(crate) members: Vec<MemberState>,
+    /// Somebody founded another group with the same key, and has been met.
+    pub(crate) rival: bool,
+    /// The group has removed this member.
+    pub(crate) removed: bool,
     pub(crate) stopped: Option<Cause>,
 }
 
