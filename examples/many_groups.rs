@@ -42,10 +42,7 @@ async fn main() -> anyhow::Result<()> {
     let groups: Vec<_> = founding.buffered(AT_ONCE).try_collect().await?;
     join_all(groups.iter().flatten().map(full)).await;
     let per_group = started.elapsed() / u32::try_from(wanted.max(1))?;
-    println!(
-        "{wanted} groups of three voters, founded in {:?} each",
-        per_group
-    );
+    println!("{wanted} groups of three voters, founded in {per_group:?} each");
     for (number, node) in nodes.iter().enumerate() {
         let bonds: usize = groups.iter().map(|group| group[number].bonds().len()).sum();
         println!(
