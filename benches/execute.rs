@@ -13,7 +13,15 @@ const PACK: usize = 256;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let mut table = Table::new(&["store", "through", "outstanding", "writes/s", "p50", "p99", "syncs/write"]);
+    let mut table = Table::new(&[
+        "store",
+        "through",
+        "outstanding",
+        "writes/s",
+        "p50",
+        "p99",
+        "syncs/write",
+    ]);
     for (store, durable) in [("RocksDB", true), ("memory", false)] {
         let ground = Ground::open(durable).await?;
         for (through, group) in [("leader", ground.leader()), ("follower", ground.follower())] {

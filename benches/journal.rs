@@ -13,7 +13,14 @@ use quorate::{GroupKey, Map, MapCommand, Node};
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let mut table = Table::new(&["what", "outstanding", "writes/s", "p50", "p99", "writes/sync"]);
+    let mut table = Table::new(&[
+        "what",
+        "outstanding",
+        "writes/s",
+        "p50",
+        "p99",
+        "writes/sync",
+    ]);
     let (per_second, p50, p99) = tokio::task::spawn_blocking(bare_file).await??;
     table.row(&[
         "file: append 200 B, fdatasync".into(),
@@ -25,7 +32,11 @@ async fn main() -> anyhow::Result<()> {
     ]);
     for (name, durable) in [("one voter, RocksDB", true), ("one voter, memory", false)] {
         let dir = tempfile::tempdir()?;
-        let builder = if durable { Node::builder(dir.path()) } else { Node::in_memory() };
+        let builder = if durable {
+            Node::builder(dir.path())
+        } else {
+            Node::in_memory()
+        };
         let node = builder.bind_loopback().open().await?;
         let group = node.create(GroupKey::generate(), Map::new()).await?;
         for outstanding in [1, 64, 256] {
@@ -54,7 +65,11 @@ async fn main() -> anyhow::Result<()> {
                 rate(done.per_second),
                 millis(done.p50),
                 millis(done.p99),
-                if durable { format!("{:.1}", written / syncs as f64) } else { "-".into() },
+                if durable {
+                    format!("{:.1}", written / syncs as f64)
+                } else {
+                    "-".into()
+                },
             ]);
         }
         node.shutdown().await;

@@ -12,7 +12,10 @@ async fn main() -> anyhow::Result<()> {
     let ground = Ground::open(true).await?;
     for key in 0..1_000_u64 {
         let key = key.to_be_bytes();
-        ground.leader().execute(MapCommand::put(key, vec![7; 128])).await?;
+        ground
+            .leader()
+            .execute(MapCommand::put(key, vec![7; 128]))
+            .await?;
     }
     let mut table = Table::new(&["read", "where", "outstanding", "reads/s", "p50", "p99"]);
     let (leader, follower) = (ground.leader().clone(), ground.follower().clone());

@@ -285,7 +285,11 @@ impl Node {
     }
 
     /// Mints the member and, for a founder, the genesis; both are synced before this returns.
-    async fn new_group<M: StateMachine>(&self, id: GroupId, founder: bool) -> io::Result<GroupRecord> {
+    async fn new_group<M: StateMachine>(
+        &self,
+        id: GroupId,
+        founder: bool,
+    ) -> io::Result<GroupRecord> {
         let store = self.inner.store.clone();
         let new = NewGroup {
             id,
@@ -431,7 +435,9 @@ impl Opening {
 }
 
 async fn give_up(replica: &Replica, registry: &Registry) {
-    replica.stop(Cause::new("opening the group was given up")).await;
+    replica
+        .stop(Cause::new("opening the group was given up"))
+        .await;
     registry.remove(&replica.record().id);
 }
 
@@ -549,7 +555,9 @@ async fn open_place(
         #[cfg(not(feature = "rocksdb"))]
         Place::Directory(_) => {
             let _ = config;
-            Err(OpenError::Io(io::Error::other("built without the feature `rocksdb`")))
+            Err(OpenError::Io(io::Error::other(
+                "built without the feature `rocksdb`",
+            )))
         }
         Place::Memory(disk) => {
             let _ = config;
@@ -594,7 +602,9 @@ async fn bind(
     } else {
         asked
     };
-    let remembered = store.node_record()?.and_then(|it| <[u8; 2]>::try_from(it.as_ref()).ok());
+    let remembered = store
+        .node_record()?
+        .and_then(|it| <[u8; 2]>::try_from(it.as_ref()).ok());
     if let Some(port) = remembered.map(u16::from_be_bytes) {
         let at = |addr: &SocketAddr| SocketAddr::new(addr.ip(), port);
         let give_up = tokio::time::Instant::now() + FORMER_PORT_WAIT;
@@ -608,7 +618,10 @@ async fn bind(
                 Err(_) => break,
             }
         }
-        tracing::info!(port, "the port of the last time is taken; another one is used");
+        tracing::info!(
+            port,
+            "the port of the last time is taken; another one is used"
+        );
     }
     let quic = Quic::bind(options(wanted)).await.map_err(error)?;
     if let Some(bound) = quic.bound().first() {

@@ -43,7 +43,10 @@ impl Ground {
         }
         let voters = |it: &quorate::Status| it.members.iter().filter(|it| it.voter).count();
         for group in &ground.groups {
-            group.watch_status().wait_for(|it| voters(it) == 3 && it.leader.is_some()).await;
+            group
+                .watch_status()
+                .wait_for(|it| voters(it) == 3 && it.leader.is_some())
+                .await;
             group.ready().await?;
         }
         Ok(ground)
@@ -141,8 +144,11 @@ impl Table {
         let wide = |column: usize| self.0.iter().map(|it| it[column].chars().count()).max();
         let widths: Vec<usize> = (0..columns).map(|it| wide(it).unwrap_or(0)).collect();
         for (number, row) in self.0.iter().enumerate() {
-            let cells: Vec<String> =
-                row.iter().zip(&widths).map(|(cell, &wide)| format!("{cell:<wide$}")).collect();
+            let cells: Vec<String> = row
+                .iter()
+                .zip(&widths)
+                .map(|(cell, &wide)| format!("{cell:<wide$}"))
+                .collect();
             println!("| {} |", cells.join(" | "));
             if number == 0 {
                 let rule: Vec<String> = widths.iter().map(|&it| "-".repeat(it)).collect();

@@ -119,7 +119,10 @@ impl<M: StateMachine> Group<M> {
         })?;
         if encoded.len() > max {
             let bytes = encoded.len();
-            return Err(ExecuteError::NotApplied(NotApplied::TooLarge { bytes, max }));
+            return Err(ExecuteError::NotApplied(NotApplied::TooLarge {
+                bytes,
+                max,
+            }));
         }
         // What is committed must be readable by every member, so try here what they will do.
         if let Err(error) = self.replica.check_command()(&encoded) {
@@ -336,4 +339,3 @@ impl fmt::Debug for Unresolved {
             .finish()
     }
 }
-

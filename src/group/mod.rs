@@ -8,13 +8,13 @@ mod submit;
 
 use std::{fmt, sync::Arc, time::Duration};
 
+pub(crate) use self::registry::Registry;
+use self::submit::Submitter;
 pub use self::{
     execute::{ExecuteError, NotApplied, Unresolved},
     query::QueryError,
     status::{Health, MemberStatus, Status, StatusWatch, Warning},
 };
-pub(crate) use self::registry::Registry;
-use self::submit::Submitter;
 use crate::{
     error::Cause,
     identity::{GroupId, GroupTicket, MemberId, PeerId},
@@ -169,7 +169,9 @@ impl<M: StateMachine> Group<M> {
             Err(error) => return Err(error),
         }
         self.replica.mesh().depart().await;
-        self.replica.stop(Cause::new("this node has left the group")).await;
+        self.replica
+            .stop(Cause::new("this node has left the group"))
+            .await;
         self.registry.remove(&self.id());
         let (store, local) = (self.replica.store().clone(), self.replica.record().local);
         let removing = tokio::task::spawn_blocking(move || store.remove_group(local));

@@ -38,10 +38,14 @@ impl<M: StateMachine> Group<M> {
     /// Waits until what was committed when this was called is applied here.
     pub(super) async fn confirmed_through(&self, patience: Duration) -> Result<(), QueryError> {
         let deadline = Instant::now() + patience;
-        let index = self.replica.read_index(patience).await.map_err(|error| match error {
-            ReadError::NoLeader => QueryError::NoLeader,
-            ReadError::Stopped(cause) => QueryError::Stopped(Stopped::new(cause)),
-        })?;
+        let index = self
+            .replica
+            .read_index(patience)
+            .await
+            .map_err(|error| match error {
+                ReadError::NoLeader => QueryError::NoLeader,
+                ReadError::Stopped(cause) => QueryError::Stopped(Stopped::new(cause)),
+            })?;
         match timeout_at(deadline, self.replica.applied_through(index)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(cause)) => Err(QueryError::Stopped(Stopped::new(cause))),

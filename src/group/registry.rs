@@ -50,7 +50,10 @@ impl Registry {
 
     /// Takes all groups out, to stop them.
     pub(crate) fn take_all(&self) -> Vec<Arc<Replica>> {
-        std::mem::take(&mut *self.lock()).into_values().flatten().collect()
+        std::mem::take(&mut *self.lock())
+            .into_values()
+            .flatten()
+            .collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<GroupId, Option<Arc<Replica>>>> {

@@ -145,7 +145,10 @@ impl<M: StateMachine> Group<M> {
             .into_iter()
             .map(|it| {
                 let bond = self.replica.mesh().bond_to(it.member);
-                let matched = progress.matched.iter().find(|(member, _)| *member == it.member);
+                let matched = progress
+                    .matched
+                    .iter()
+                    .find(|(member, _)| *member == it.member);
                 let lead = leader == Some(here);
                 MemberStatus {
                     member: it.member,
@@ -167,7 +170,11 @@ impl<M: StateMachine> Group<M> {
             })
             .collect();
         let quorum = reaches_quorum(&members);
-        let warnings = if stopped.is_some() { Vec::new() } else { warnings(&members, quorum, rival) };
+        let warnings = if stopped.is_some() {
+            Vec::new()
+        } else {
+            warnings(&members, quorum, rival)
+        };
         Status {
             group: self.id(),
             member: here,
@@ -248,7 +255,9 @@ impl<M: StateMachine> StatusWatch<M> {
 
 impl<M: StateMachine> fmt::Debug for StatusWatch<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StatusWatch").field("group", &self.group).finish_non_exhaustive()
+        f.debug_struct("StatusWatch")
+            .field("group", &self.group)
+            .finish_non_exhaustive()
     }
 }
 
@@ -270,5 +279,8 @@ fn warnings(members: &[MemberStatus], quorum: bool, rival: bool) -> Vec<Warning>
         (down, Warning::VoterDown),
         (rival, Warning::RivalGroup),
     ];
-    all.into_iter().filter(|(holds, _)| *holds).map(|(_, it)| it).collect()
+    all.into_iter()
+        .filter(|(holds, _)| *holds)
+        .map(|(_, it)| it)
+        .collect()
 }

@@ -95,7 +95,10 @@ impl Submitter {
     /// Starts the task; it ends with the replica.
     pub(super) fn start(replica: Arc<Replica>) -> Self {
         let config = replica.config();
-        let limits = (config.commands_outstanding_max, config.command_bytes_outstanding_max);
+        let limits = (
+            config.commands_outstanding_max,
+            config.command_bytes_outstanding_max,
+        );
         let (queue, packs) = mpsc::channel(QUEUE);
         let sessions = Sessions::new(Arc::clone(&replica));
         replica.run(sessions.serve(packs));
@@ -129,8 +132,14 @@ impl Submitter {
         let room = async {
             let many = permits(commands.len(), self.limits.0);
             let large = permits(bytes, self.limits.1);
-            let one = Arc::clone(&self.commands).acquire_many_owned(many).await.ok()?;
-            let two = Arc::clone(&self.bytes).acquire_many_owned(large).await.ok()?;
+            let one = Arc::clone(&self.commands)
+                .acquire_many_owned(many)
+                .await
+                .ok()?;
+            let two = Arc::clone(&self.bytes)
+                .acquire_many_owned(large)
+                .await
+                .ok()?;
             Some((one, two))
         };
         // The semaphores are never closed.
@@ -252,8 +261,10 @@ impl Sessions {
                 return;
             };
             let packs = take_batch(waiting);
-            let commands: Vec<Bytes> =
-                packs.iter().flat_map(|it| it.commands.iter().cloned()).collect();
+            let commands: Vec<Bytes> = packs
+                .iter()
+                .flat_map(|it| it.commands.iter().cloned())
+                .collect();
             let place = session.place_for(commands.len());
             self.launch(place, commands, packs);
         }

@@ -139,7 +139,9 @@ impl FromStr for MemberId {
     type Err = ParseMemberIdError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let digits = text.bytes().all(|it| matches!(it, b'0'..=b'9' | b'a'..=b'f'));
+        let digits = text
+            .bytes()
+            .all(|it| matches!(it, b'0'..=b'9' | b'a'..=b'f'));
         if text.len() != 32 || !digits {
             return Err(ParseMemberIdError);
         }

@@ -18,7 +18,9 @@ use std::{
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use openraft::{
     EntryPayload,
-    raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult, VoteRequest, VoteResponse},
+    raft::{
+        AppendEntriesRequest, StreamAppendError, StreamAppendResult, VoteRequest, VoteResponse,
+    },
 };
 use serde::{Deserialize, Serialize};
 
@@ -250,7 +252,10 @@ pub(super) fn decode_membership(from: &[u8]) -> io::Result<Membership> {
     let too_many = record.nodes.len() > MEMBERS_MAX
         || record.configs.len() > 2
         || record.configs.iter().any(|it| it.len() > MEMBERS_MAX)
-        || record.nodes.iter().any(|(_, it)| it.addrs.len() > PeerAddr::ADDRS_MAX);
+        || record
+            .nodes
+            .iter()
+            .any(|(_, it)| it.addrs.len() > PeerAddr::ADDRS_MAX);
     if too_many {
         return Err(malformed("a membership larger than any group"));
     }
@@ -352,7 +357,9 @@ mod tests {
                 [([127, 0, 0, 1], 4000 + u16::from(it)).into()],
             ),
         };
-        let nodes: BTreeMap<_, _> = (1..=4).map(|it| (MemberId::from(it), node(it as u8))).collect();
+        let nodes: BTreeMap<_, _> = (1..=4)
+            .map(|it| (MemberId::from(it), node(it as u8)))
+            .collect();
         let voters = |ids: &[u64]| ids.iter().copied().map(MemberId::from).collect();
         Membership::new(vec![voters(&[1, 2, 3]), voters(&[2, 3, 4])], nodes).expect("valid")
     }
@@ -361,8 +368,12 @@ mod tests {
         let entries = vec![
             decode_entry(log_id(3, 8), KIND_BLANK, Bytes::new()).expect("blank"),
             decode_entry(log_id(3, 9), KIND_COMMANDS, Bytes::from_static(b"xyz")).expect("normal"),
-            decode_entry(log_id(3, 10), KIND_MEMBERSHIP, encode_membership(&membership()))
-                .expect("membership"),
+            decode_entry(
+                log_id(3, 10),
+                KIND_MEMBERSHIP,
+                encode_membership(&membership()),
+            )
+            .expect("membership"),
         ];
         AppendEntriesRequest {
             vote: Vote::new_committed(3, MemberId::from(2)),
@@ -401,9 +412,15 @@ mod tests {
             last_log_id: Some(log_id(4, 44)),
             last_membership: StoredMembership::new(Some(log_id(2, 20)), membership()),
         };
-        assert_eq!(decode_snapshot_meta(encode_snapshot_meta(&meta)).expect("reads"), meta);
+        assert_eq!(
+            decode_snapshot_meta(encode_snapshot_meta(&meta)).expect("reads"),
+            meta
+        );
         let empty = SnapshotMeta::default();
-        assert_eq!(decode_snapshot_meta(encode_snapshot_meta(&empty)).expect("reads"), empty);
+        assert_eq!(
+            decode_snapshot_meta(encode_snapshot_meta(&empty)).expect("reads"),
+            empty
+        );
     }
 
     proptest! {

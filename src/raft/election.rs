@@ -42,7 +42,11 @@ impl Replica {
             }
             let Some(raft) = self.raft() else { return };
             drop_lease(&raft, lost).await;
-            let jitter = timing.campaign_jitter.as_micros().try_into().unwrap_or(u64::MAX);
+            let jitter = timing
+                .campaign_jitter
+                .as_micros()
+                .try_into()
+                .unwrap_or(u64::MAX);
             let pause = rand::rng().random_range(0..=jitter);
             tokio::time::sleep(Duration::from_micros(pause)).await;
             // A candidate's election runs already; another would undo it.
@@ -109,7 +113,10 @@ impl Heard {
         let Some(at) = at.checked_sub(1) else {
             return false;
         };
-        let age = self.started.elapsed().saturating_sub(Duration::from_millis(at));
+        let age = self
+            .started
+            .elapsed()
+            .saturating_sub(Duration::from_millis(at));
         age < span
     }
 }
@@ -124,6 +131,8 @@ impl Replica {
         leader != candidate
             && leader != self.member()
             && !self.is_lost(leader)
-            && self.heard().within(self.config().timing.election_timeout_min)
+            && self
+                .heard()
+                .within(self.config().timing.election_timeout_min)
     }
 }

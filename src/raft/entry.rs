@@ -157,7 +157,10 @@ mod tests {
                       020000006162\
                       00000000";
         assert_eq!(data_encoding::HEXLOWER.encode(&batch.encode()), golden);
-        assert_eq!(data_encoding::HEXLOWER.encode(&Batch::Open.encode()), "0100");
+        assert_eq!(
+            data_encoding::HEXLOWER.encode(&Batch::Open.encode()),
+            "0100"
+        );
     }
 
     proptest! {

@@ -148,15 +148,14 @@ async fn answer_vote_lane(
             let request = codec::take_vote_request(&mut body)?;
             codec::end(&body)?;
             check_candidate(&request.vote, from)?;
-            let response = if !request.leadership_transfer
-                && replica.follows_a_live_leader(from.member)
-            {
-                refuse_vote(&raft).await
-            } else if kind == VOTE {
-                raft.vote(request).await.ok()
-            } else {
-                raft.pre_vote(request).await.ok()
-            };
+            let response =
+                if !request.leadership_transfer && replica.follows_a_live_leader(from.member) {
+                    refuse_vote(&raft).await
+                } else if kind == VOTE {
+                    raft.vote(request).await.ok()
+                } else {
+                    raft.pre_vote(request).await.ok()
+                };
             response.map(|it| codec::encode_vote_response(&it))
         }
         APPEND => {
@@ -166,7 +165,9 @@ async fn answer_vote_lane(
             let answers = raft.stream_append(stream::once(async { request }).boxed());
             pin_mut!(answers);
             let answer = answers.next().await;
-            answer.and_then(Result::ok).map(|it| codec::encode_appended(&it))
+            answer
+                .and_then(Result::ok)
+                .map(|it| codec::encode_appended(&it))
         }
         TRANSFER => {
             let vote = codec::take_vote(&mut body)?;
@@ -197,7 +198,10 @@ fn hear(replica: &Replica, from: &Proven) {
 
 async fn serve_appends(replica: &Replica, from: &Proven, stream: BondStream) -> io::Result<()> {
     let BondStream { mut send, mut recv } = stream;
-    let hello = recv.read_frame(ANSWER_FRAME_MAX).await.map_err(io::Error::other)?;
+    let hello = recv
+        .read_frame(ANSWER_FRAME_MAX)
+        .await
+        .map_err(io::Error::other)?;
     check_target(replica, &mut hello.ok_or(io::ErrorKind::UnexpectedEof)?)?;
     let raft = replica.raft().ok_or(io::ErrorKind::NotConnected)?;
     let leader = *from;
@@ -236,7 +240,9 @@ async fn serve_appends(replica: &Replica, from: &Proven, stream: BondStream) -> 
         for answer in ready {
             frames.push(codec::encode_appended(&answer.map_err(io::Error::other)?));
         }
-        send.write_frames(&mut frames).await.map_err(io::Error::other)?;
+        send.write_frames(&mut frames)
+            .await
+            .map_err(io::Error::other)?;
     }
     send.finish();
     Ok(())
@@ -244,14 +250,20 @@ async fn serve_appends(replica: &Replica, from: &Proven, stream: BondStream) -> 
 
 async fn receive_snapshot(replica: &Replica, from: &Proven, stream: BondStream) -> io::Result<()> {
     let BondStream { mut send, mut recv } = stream;
-    let head = recv.read_frame(SNAPSHOT_FRAME_MAX).await.map_err(io::Error::other)?;
+    let head = recv
+        .read_frame(SNAPSHOT_FRAME_MAX)
+        .await
+        .map_err(io::Error::other)?;
     let mut head = head.ok_or(io::ErrorKind::UnexpectedEof)?;
     check_target(replica, &mut head)?;
     let vote = codec::take_vote(&mut head)?;
     check_leader(&vote, from)?;
     let length = codec::take_u64(&mut head)?;
     let meta = codec::decode_snapshot_meta(head)?;
-    if meta.last_log_id.is_none_or(|it| it.leader_id.term > vote.leader_id.term) {
+    if meta
+        .last_log_id
+        .is_none_or(|it| it.leader_id.term > vote.leader_id.term)
+    {
         return Err(codec::malformed("a snapshot from beyond its leader's term"));
     }
     let raft = replica.raft().ok_or(io::ErrorKind::NotConnected)?;
@@ -259,10 +271,15 @@ async fn receive_snapshot(replica: &Replica, from: &Proven, stream: BondStream) 
     let mut receiver = replica.snapshots().receive()?;
     let mut received = 0;
     while received < length {
-        let frame = recv.read_frame(SNAPSHOT_FRAME_MAX).await.map_err(io::Error::other)?;
+        let frame = recv
+            .read_frame(SNAPSHOT_FRAME_MAX)
+            .await
+            .map_err(io::Error::other)?;
         let chunk = frame.ok_or(io::ErrorKind::UnexpectedEof)?;
         if chunk.is_empty() || received + chunk.len() as u64 > length {
-            return Err(codec::malformed("a snapshot that is not as long as it said"));
+            return Err(codec::malformed(
+                "a snapshot that is not as long as it said",
+            ));
         }
         let offset = received;
         received += chunk.len() as u64;
@@ -313,7 +330,9 @@ fn check_target(replica: &Replica, body: &mut Bytes) -> io::Result<()> {
 fn check_leader(vote: &Vote, from: &Proven) -> io::Result<()> {
     check_sender(vote, from)?;
     if !vote.committed {
-        return Err(codec::malformed("a leader's message under a vote that nobody granted"));
+        return Err(codec::malformed(
+            "a leader's message under a vote that nobody granted",
+        ));
     }
     Ok(())
 }
@@ -322,7 +341,9 @@ fn check_leader(vote: &Vote, from: &Proven) -> io::Result<()> {
 fn check_candidate(vote: &Vote, from: &Proven) -> io::Result<()> {
     check_sender(vote, from)?;
     if vote.committed {
-        return Err(codec::malformed("a request for a vote that claims to be granted"));
+        return Err(codec::malformed(
+            "a request for a vote that claims to be granted",
+        ));
     }
     Ok(())
 }
@@ -330,7 +351,9 @@ fn check_candidate(vote: &Vote, from: &Proven) -> io::Result<()> {
 fn check_sender(vote: &Vote, from: &Proven) -> io::Result<()> {
     let named: MemberId = vote.leader_id.voted_for;
     if named != from.member {
-        return Err(codec::malformed("a vote that names another member than its sender"));
+        return Err(codec::malformed(
+            "a vote that names another member than its sender",
+        ));
     }
     if vote.leader_id.term > TERM_MAX {
         return Err(codec::malformed("a term that no group lives to see"));

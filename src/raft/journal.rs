@@ -152,9 +152,11 @@ impl RaftLogStorage<Types> for Log {
             let _ = done.send(result);
         });
         self.journal.save_vote(codec::encode_vote(vote), answer)?;
-        synced
-            .await
-            .unwrap_or_else(|_| Err(io::Error::other("the store stopped before the vote was synced")))
+        synced.await.unwrap_or_else(|_| {
+            Err(io::Error::other(
+                "the store stopped before the vote was synced",
+            ))
+        })
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
@@ -192,8 +194,10 @@ impl RaftLogStorage<Types> for Log {
         // The tail is held until it has the entries too: once the callback has run, which it may
         // before `append` returns, everybody may ask for them.
         let mut tail = self.tail();
-        self.journal
-            .append(&records, Box::new(move |result| callback.io_completed(result)))?;
+        self.journal.append(
+            &records,
+            Box::new(move |result| callback.io_completed(result)),
+        )?;
         tail.append(entries);
         Ok(())
     }
@@ -206,7 +210,8 @@ impl RaftLogStorage<Types> for Log {
 
     async fn purge(&mut self, through: LogId) -> io::Result<()> {
         self.tail().purge_through(through.index);
-        self.journal.purge_through(through.leader_id.term, through.index)
+        self.journal
+            .purge_through(through.leader_id.term, through.index)
     }
 }
 
@@ -246,7 +251,11 @@ impl Tail {
     }
 
     fn truncate_from(&mut self, index: u64) {
-        while self.entries.back().is_some_and(|it| it.log_id.index >= index) {
+        while self
+            .entries
+            .back()
+            .is_some_and(|it| it.log_id.index >= index)
+        {
             if let Some(entry) = self.entries.pop_back() {
                 self.bytes -= weight(&entry);
             }
@@ -254,7 +263,11 @@ impl Tail {
     }
 
     fn purge_through(&mut self, index: u64) {
-        while self.entries.front().is_some_and(|it| it.log_id.index <= index) {
+        while self
+            .entries
+            .front()
+            .is_some_and(|it| it.log_id.index <= index)
+        {
             self.drop_first();
         }
     }

@@ -237,7 +237,11 @@ impl RaftStateMachine<Types> for StateHandle {
         }
     }
 
-    async fn install_snapshot(&mut self, meta: &SnapshotMeta, file: SnapshotFile) -> io::Result<()> {
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        file: SnapshotFile,
+    ) -> io::Result<()> {
         let stored = match file {
             // At a restart openraft hands back what is stored here already.
             SnapshotFile::Stored(stored) if self.is_current(&stored) => stored,
@@ -303,36 +307,38 @@ impl State {
                 self.membership = StoredMembership::new(Some(id), membership);
                 Vec::new()
             }
-            EntryPayload::Normal(command) => match Batch::decode(&command.0).map_err(Halt::Entry)? {
-                Batch::Open => {
-                    self.sessions.open(id.index);
-                    Vec::new()
-                }
-                Batch::Commands {
-                    session,
-                    first_seq,
-                    lowest_unanswered,
-                    commands,
-                } => {
-                    let machine = &mut self.machine;
-                    let mut applied = 0;
-                    let head = (session, first_seq, lowest_unanswered);
-                    let answers = self.sessions.apply(at, head, &commands, |at, it| {
-                        applied += 1;
-                        machine.apply(at, it)
-                    });
-                    counters.commands_applied.add(applied);
-                    // Every command was read by the machine of whoever proposed it. To go on here
-                    // without it would be another state than the others'.
-                    answers.map_err(|error| {
+            EntryPayload::Normal(command) => {
+                match Batch::decode(&command.0).map_err(Halt::Entry)? {
+                    Batch::Open => {
+                        self.sessions.open(id.index);
+                        Vec::new()
+                    }
+                    Batch::Commands {
+                        session,
+                        first_seq,
+                        lowest_unanswered,
+                        commands,
+                    } => {
+                        let machine = &mut self.machine;
+                        let mut applied = 0;
+                        let head = (session, first_seq, lowest_unanswered);
+                        let answers = self.sessions.apply(at, head, &commands, |at, it| {
+                            applied += 1;
+                            machine.apply(at, it)
+                        });
+                        counters.commands_applied.add(applied);
+                        // Every command was read by the machine of whoever proposed it. To go on here
+                        // without it would be another state than the others'.
+                        answers.map_err(|error| {
                         Halt::Machine(format!(
                             "the machine {} cannot read a committed command: {error}. This node \
                              runs an older version of it than another member: update it",
                             machine.name()
                         ))
                     })?
+                    }
                 }
-            },
+            }
         };
         self.applied = Some(id);
         Ok(Reply { at, answers })
@@ -455,4 +461,3 @@ fn guarded<T>(run: impl FnOnce() -> T) -> Result<T, String> {
             .unwrap_or_else(|| "a panic without a message".into())
     })
 }
-

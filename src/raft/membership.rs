@@ -140,13 +140,19 @@ impl Replica {
         let mesh = self.mesh();
         // A joiner knows no leader yet: somebody it is bonded with can tell. Not always the same
         // one, which may be a joiner itself.
-        let bond = known
-            .and_then(|it| mesh.bond_to(it))
-            .or_else(|| mesh.bonds().iter().map(|(_, bond)| bond).choose(&mut rand::rng()))?;
+        let bond = known.and_then(|it| mesh.bond_to(it)).or_else(|| {
+            mesh.bonds()
+                .iter()
+                .map(|(_, bond)| bond)
+                .choose(&mut rand::rng())
+        })?;
         let mut message = vec![MEMBERSHIP];
         message.extend(postcard::to_stdvec(request).ok()?);
         let answer = bond.request(Lane::Forward, message.into());
-        let answer = tokio::time::timeout(CHANGE_TIME_MAX, answer).await.ok()?.ok()?;
+        let answer = tokio::time::timeout(CHANGE_TIME_MAX, answer)
+            .await
+            .ok()?
+            .ok()?;
         postcard::from_bytes(&answer).ok()
     }
 
@@ -276,7 +282,10 @@ impl Replica {
             .members
             .iter()
             .filter(|it| it.voter && it.member != self.member())
-            .filter(|it| mesh.bond_to(it.member).is_some_and(|bond| !bond.is_silent()))
+            .filter(|it| {
+                mesh.bond_to(it.member)
+                    .is_some_and(|bond| !bond.is_silent())
+            })
             .max_by_key(|it| matched.get(&it.member).copied())
             .map(|it| it.member)
     }
@@ -302,14 +311,21 @@ impl Replica {
         if heir == self.member() {
             return Ok(());
         }
-        let votes = self.state().members.iter().any(|it| it.member == heir && it.voter);
+        let votes = self
+            .state()
+            .members
+            .iter()
+            .any(|it| it.member == heir && it.voter);
         let bonded = self.mesh().bond_to(heir).is_some();
         if !votes || !bonded {
             return Err(MembershipRefusal::NotAVoter);
         }
         let limit = self.config().timing.election_timeout_max;
         let _intake = self.close_intake();
-        if tokio::time::timeout(limit, self.matches_all(heir)).await.is_err() {
+        if tokio::time::timeout(limit, self.matches_all(heir))
+            .await
+            .is_err()
+        {
             return Err(MembershipRefusal::TooFarBehind);
         }
         let term = self.state().term;
@@ -368,7 +384,10 @@ impl Replica {
         let voters = state.members.iter().filter(|it| it.voter).count();
         if let Some(ghost) = self.ghost() {
             let one = BTreeSet::from([ghost]);
-            let votes = state.members.iter().any(|it| it.member == ghost && it.voter);
+            let votes = state
+                .members
+                .iter()
+                .any(|it| it.member == ghost && it.voter);
             if votes && !self.can_decide_without(ghost) {
                 return None;
             }
@@ -385,7 +404,9 @@ impl Replica {
         if room < step || ready.len() < step {
             return None;
         }
-        Some(ChangeMembers::AddVoterIds(ready.into_iter().take(step).collect()))
+        Some(ChangeMembers::AddVoterIds(
+            ready.into_iter().take(step).collect(),
+        ))
     }
 
     /// A member whose peer now speaks as another, newer member of the group: its data is gone.
@@ -413,9 +434,7 @@ impl Replica {
                 progress.last_index.saturating_sub(*index) <= self.config().learner_lag_max
             })
         };
-        let alive = |member: MemberId| {
-            mesh.bond_to(member).is_some_and(|it| !it.is_silent())
-        };
+        let alive = |member: MemberId| mesh.bond_to(member).is_some_and(|it| !it.is_silent());
         self.state()
             .members
             .iter()

@@ -22,12 +22,11 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
-
-
 use serde::{Deserialize, Serialize};
 
 use crate::identity::{MemberId, PeerAddr, PeerId};
 
+pub use self::watch::Role;
 pub(crate) use self::{
     entry::{BATCH_BYTES_TARGET, BATCH_COMMANDS_MAX, Batch, SessionId},
     membership::{MembershipError, MembershipRefusal, Request},
@@ -37,7 +36,6 @@ pub(crate) use self::{
     sessions::{Answer, WINDOW_MAX},
     watch::ReplicaState,
 };
-pub use self::watch::Role;
 
 /// The types of our Raft: opaque commands in, opaque answers out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,10 +51,8 @@ impl openraft::RaftTypeConfig for Types {
     type LeaderId = openraft::impls::leader_id_std::LeaderId<u64, MemberId>;
     type Vote = openraft::impls::Vote<Self::LeaderId>;
     type Payload = openraft::EntryPayload<Command, MemberId, MemberNode>;
-    type Entry = openraft::Entry<
-        <Self::LeaderId as openraft::vote::RaftLeaderId>::Committed,
-        Self::Payload,
-    >;
+    type Entry =
+        openraft::Entry<<Self::LeaderId as openraft::vote::RaftLeaderId>::Committed, Self::Payload>;
     type Responder<T>
         = openraft::impls::OneshotResponder<Self, T>
     where

@@ -31,10 +31,7 @@ use openraft::{
 };
 use tokio::sync::Semaphore;
 
-use super::{
-    MemberNode, Types, Vote, codec,
-    machine::SnapshotFile,
-};
+use super::{MemberNode, Types, Vote, codec, machine::SnapshotFile};
 use crate::{
     bond::{Bond, Lane, LaneError, StreamKind},
     identity::MemberId,
@@ -112,7 +109,11 @@ impl Client {
             .ok_or_else(|| Unreachable::from_string("no bond with this member").into())
     }
 
-    async fn ask(&self, kind: u8, body: impl FnOnce(&mut BytesMut)) -> Result<Bytes, RPCError<Types>> {
+    async fn ask(
+        &self,
+        kind: u8,
+        body: impl FnOnce(&mut BytesMut),
+    ) -> Result<Bytes, RPCError<Types>> {
         let bond = self.bond()?;
         let mut message = BytesMut::with_capacity(128);
         message.put_u8(kind);
@@ -140,10 +141,17 @@ impl Client {
             return Ok(());
         }
         let bond = self.bond()?;
-        let mut opened = bond.open_stream(StreamKind::Append).await.map_err(lane_failed)?;
+        let mut opened = bond
+            .open_stream(StreamKind::Append)
+            .await
+            .map_err(lane_failed)?;
         let mut hello = BytesMut::with_capacity(16);
         codec::put_member(&mut hello, self.target);
-        opened.send.write_frame(hello.freeze()).await.map_err(broken)?;
+        opened
+            .send
+            .write_frame(hello.freeze())
+            .await
+            .map_err(broken)?;
         self.stream = Some((bond, opened));
         Ok(())
     }
@@ -199,7 +207,9 @@ impl RaftNetworkV2<Types> for Client {
         request: VoteRequest<Types>,
         _: RPCOption,
     ) -> Result<VoteResponse<Types>, RPCError<Types>> {
-        let answer = self.ask(VOTE, |to| codec::put_vote_request(to, &request)).await?;
+        let answer = self
+            .ask(VOTE, |to| codec::put_vote_request(to, &request))
+            .await?;
         codec::decode_vote_response(answer).map_err(|error| NetworkError::new(&error).into())
     }
 
@@ -208,7 +218,9 @@ impl RaftNetworkV2<Types> for Client {
         request: VoteRequest<Types>,
         _: RPCOption,
     ) -> Result<VoteResponse<Types>, RPCError<Types>> {
-        let answer = self.ask(PRE_VOTE, |to| codec::put_vote_request(to, &request)).await?;
+        let answer = self
+            .ask(PRE_VOTE, |to| codec::put_vote_request(to, &request))
+            .await?;
         codec::decode_vote_response(answer).map_err(|error| NetworkError::new(&error).into())
     }
 
@@ -250,8 +262,12 @@ impl RaftNetworkV2<Types> for Client {
     }
 
     fn backoff(&self) -> Option<openraft::network::Backoff> {
-        let steps = [10, 20, 40, 80, 160].into_iter().chain(std::iter::repeat(250));
-        Some(openraft::network::Backoff::new(steps.map(Duration::from_millis)))
+        let steps = [10, 20, 40, 80, 160]
+            .into_iter()
+            .chain(std::iter::repeat(250));
+        Some(openraft::network::Backoff::new(
+            steps.map(Duration::from_millis),
+        ))
     }
 }
 
@@ -297,7 +313,9 @@ impl<'s> Appending<'s> {
         })
     }
 
-    fn answers(self) -> impl Stream<Item = Result<StreamAppendResult<Types>, RPCError<Types>>> + 's {
+    fn answers(
+        self,
+    ) -> impl Stream<Item = Result<StreamAppendResult<Types>, RPCError<Types>>> + 's {
         stream::unfold(Some(self), |run| async move {
             let mut run = run?;
             match run.next_answer().await {
@@ -336,7 +354,10 @@ impl<'s> Appending<'s> {
                 Ok(answer) => answer,
                 Err(error) => return Some(Err(NetworkError::new(&error).into())),
             }) else {
-                return Some(Err(NetworkError::from_string("the member ended the stream").into()));
+                return Some(Err(NetworkError::from_string(
+                    "the member ended the stream",
+                )
+                .into()));
             };
             self.received += 1;
             self.in_flight.add_permits(1);
@@ -387,7 +408,9 @@ async fn send_snapshot(
     codec::put_vote(&mut head, &vote);
     head.put_u64_le(stored.len());
     head.put_slice(stored.meta());
-    send.write_frame(head.freeze()).await.map_err(io::Error::other)?;
+    send.write_frame(head.freeze())
+        .await
+        .map_err(io::Error::other)?;
     let (mut offset, mut acknowledged) = (0, 0);
     while offset < stored.len() {
         while offset - acknowledged >= SNAPSHOT_CREDITS * SNAPSHOT_CHUNK as u64 {
@@ -397,8 +420,7 @@ async fn send_snapshot(
             }
         }
         let source = stored.clone();
-        let reading =
-            tokio::task::spawn_blocking(move || source.read_at(offset, SNAPSHOT_CHUNK));
+        let reading = tokio::task::spawn_blocking(move || source.read_at(offset, SNAPSHOT_CHUNK));
         let chunk = reading.await.map_err(io::Error::other)??;
         offset += chunk.len() as u64;
         send.write_frame(chunk).await.map_err(io::Error::other)?;
@@ -407,7 +429,10 @@ async fn send_snapshot(
     // Credits for the last chunks still come before the answer. Installing takes as long as the
     // state is large: only the end of the bond ends this wait.
     loop {
-        let frame = recv.read_frame(ANSWER_FRAME_MAX).await.map_err(io::Error::other)?;
+        let frame = recv
+            .read_frame(ANSWER_FRAME_MAX)
+            .await
+            .map_err(io::Error::other)?;
         let mut frame = frame.ok_or(io::ErrorKind::UnexpectedEof)?;
         if frame.len() != CREDIT_BYTES {
             return Ok(SnapshotResponse::new(codec::take_vote(&mut frame)?));

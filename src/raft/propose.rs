@@ -8,11 +8,7 @@ use std::{future::Future, io, pin::pin};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::{FutureExt, future::BoxFuture};
-use openraft::{
-    errors::ClientWriteError,
-    impls::OneshotResponder,
-    raft::ClientWriteResult,
-};
+use openraft::{errors::ClientWriteError, impls::OneshotResponder, raft::ClientWriteResult};
 use serde::{Deserialize, Serialize};
 
 use super::{Command, Raft, Types, codec, replica::Replica, sessions::Answer};
@@ -124,7 +120,10 @@ impl Replica {
         if self.stopped().is_some() || !leads {
             return Box::pin(async { Attempt::NotProposed });
         }
-        let checked = self.store().check_writable().and_then(|()| self.check_entry(&entry));
+        let checked = self
+            .store()
+            .check_writable()
+            .and_then(|()| self.check_entry(&entry));
         if let Err(error) = checked {
             return Box::pin(async move { Attempt::Refused(error.to_string()) });
         }
@@ -203,7 +202,11 @@ pub(super) fn decode_attempt(mut from: Bytes) -> io::Result<Attempt> {
         DONE => {}
         NOT_PROPOSED => return Ok(Attempt::NotProposed),
         UNCLEAR => return Ok(Attempt::Unclear),
-        REFUSED => return Ok(Attempt::Refused(String::from_utf8_lossy(&from).into_owned())),
+        REFUSED => {
+            return Ok(Attempt::Refused(
+                String::from_utf8_lossy(&from).into_owned(),
+            ));
+        }
         _ => return Err(codec::malformed("an answer of an unknown kind")),
     }
     let at = Position {
@@ -265,8 +268,9 @@ impl Replica {
             if command.len() > max {
                 return Err(codec::malformed("a command larger than this member allows"));
             }
-            (self.check_command())(command)
-                .map_err(|_| codec::malformed("a command that this member's machine cannot read"))?;
+            (self.check_command())(command).map_err(|_| {
+                codec::malformed("a command that this member's machine cannot read")
+            })?;
         }
         Ok(())
     }
@@ -279,13 +283,21 @@ mod tests {
     #[test]
     fn an_answer_is_read_as_it_was_written() {
         let reply = Reply {
-            at: Position { term: 3, index: 9, offset: 0 },
+            at: Position {
+                term: 3,
+                index: 9,
+                offset: 0,
+            },
             answers: vec![
                 Answer::Output(Bytes::from_static(b"abc")),
                 Answer::Expired,
                 Answer::Lost,
                 Answer::Earlier(
-                    Position { term: 1, index: 2, offset: 3 },
+                    Position {
+                        term: 1,
+                        index: 2,
+                        offset: 3,
+                    },
                     Bytes::from_static(b"x"),
                 ),
                 Answer::Output(Bytes::new()),
@@ -320,7 +332,10 @@ mod tests {
         let read = |it| decode_attempt(encode_attempt(&it)).expect("reads");
         assert!(matches!(read(Attempt::NotProposed), Attempt::NotProposed));
         assert!(matches!(read(Attempt::Unclear), Attempt::Unclear));
-        assert!(matches!(read(Attempt::Stopped(Cause::new("x"))), Attempt::Unclear));
+        assert!(matches!(
+            read(Attempt::Stopped(Cause::new("x"))),
+            Attempt::Unclear
+        ));
         assert!(matches!(read(Attempt::Refused("no".into())), Attempt::Refused(it) if it == "no"));
     }
 }

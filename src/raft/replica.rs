@@ -234,7 +234,9 @@ impl Replica {
         if current == Some(generation) && self.stopped().is_none() {
             let metrics = ended.metrics();
             let state = metrics.borrow_watched().running_state.clone();
-            let why = state.err().map_or_else(|| "it stopped".into(), |it| it.to_string());
+            let why = state
+                .err()
+                .map_or_else(|| "it stopped".into(), |it| it.to_string());
             let failed = self.store.failed().borrow().clone();
             let broken = self.handle.broken().borrow().clone();
             let cause = broken.or(failed);
@@ -407,7 +409,10 @@ impl Replica {
         let of_removed = |it: &Self| {
             let bonds = it.mesh().bonds().snapshot();
             let removed = it.applied.borrow().removed.clone();
-            bonds.into_iter().map(|(_, bond)| bond).filter(move |it| removed.contains(&it.member()))
+            bonds
+                .into_iter()
+                .map(|(_, bond)| bond)
+                .filter(move |it| removed.contains(&it.member()))
         };
         if of_removed(self).next().is_none() {
             return;
@@ -432,11 +437,7 @@ impl Replica {
     }
 
     /// Judges a peer that has proven the key.
-    pub(super) async fn admit(
-        &self,
-        peer: PeerId,
-        theirs: &Introduction,
-    ) -> Result<(), Refusal> {
+    pub(super) async fn admit(&self, peer: PeerId, theirs: &Introduction) -> Result<(), Refusal> {
         if self.stopped().is_some() {
             return Err(Refusal::Stopped);
         }
@@ -703,7 +704,11 @@ impl Replica {
     }
 }
 
-fn known_peers(store: &Store, local: LocalGroup, contacts: &[PeerAddr]) -> io::Result<Vec<PeerAddr>> {
+fn known_peers(
+    store: &Store,
+    local: LocalGroup,
+    contacts: &[PeerAddr],
+) -> io::Result<Vec<PeerAddr>> {
     let mut known: Vec<PeerAddr> = match store.roster(local)? {
         // A hint: what cannot be read is learnt anew.
         Some(bytes) => postcard::from_bytes(&bytes).unwrap_or_default(),

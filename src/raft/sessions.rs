@@ -288,14 +288,25 @@ mod tests {
     /// Applies; the output names the entry that applied it. Answers are shown as (entry, output).
     fn run(table: &mut Sessions, index: u64, head: (u64, u64, u64), count: usize) -> Vec<Answer> {
         let echo = |_: Position, it: &Bytes| {
-            Ok::<_, ()>(Bytes::from(format!("{index}:{}", String::from_utf8_lossy(it))))
+            Ok::<_, ()>(Bytes::from(format!(
+                "{index}:{}",
+                String::from_utf8_lossy(it)
+            )))
         };
-        table.apply(at(index), head, &commands(count), echo).expect("applies")
+        table
+            .apply(at(index), head, &commands(count), echo)
+            .expect("applies")
     }
 
     fn earlier(index: u64, answers: Vec<Answer>) -> Vec<Answer> {
         let again = |(offset, answer)| match answer {
-            Answer::Output(output) => Answer::Earlier(Position { offset, ..at(index) }, output),
+            Answer::Output(output) => Answer::Earlier(
+                Position {
+                    offset,
+                    ..at(index)
+                },
+                output,
+            ),
             other => other,
         };
         (0..).zip(answers).map(again).collect()
@@ -344,7 +355,10 @@ mod tests {
         }
         run(&mut table, 1_000_000, (1, 0, 0), 1);
         table.open(1_000_001);
-        assert_eq!(run(&mut table, 1_000_002, (2, 0, 0), 1), vec![Answer::Expired]);
+        assert_eq!(
+            run(&mut table, 1_000_002, (2, 0, 0), 1),
+            vec![Answer::Expired]
+        );
         let kept = run(&mut table, 1_000_003, (1, 0, 0), 1);
         assert!(matches!(kept[0], Answer::Earlier(..)), "{kept:?}");
         assert_eq!(table.sessions.len(), table.by_use.len());
@@ -354,14 +368,19 @@ mod tests {
     fn a_number_beyond_the_window_is_not_applied() {
         let mut table = Sessions::default();
         table.open(1);
-        assert_eq!(run(&mut table, 2, (1, WINDOW_MAX, 0), 1), vec![Answer::Expired]);
+        assert_eq!(
+            run(&mut table, 2, (1, WINDOW_MAX, 0), 1),
+            vec![Answer::Expired]
+        );
         let inside = run(&mut table, 3, (1, WINDOW_MAX - 1, 0), 1);
         assert!(matches!(inside[0], Answer::Output(_)), "{inside:?}");
     }
 
     fn fill(table: &mut Sessions, index: u64, head: (u64, u64, u64), bytes: usize) {
         let large = |_: Position, _: &Bytes| Ok::<_, ()>(Bytes::from(vec![0; bytes]));
-        table.apply(at(index), head, &commands(1), large).expect("applies");
+        table
+            .apply(at(index), head, &commands(1), large)
+            .expect("applies");
     }
 
     #[test]
@@ -369,7 +388,12 @@ mod tests {
         let mut table = Sessions::default();
         table.open(1);
         for seq in 0..3 {
-            fill(&mut table, 2 + seq, (1, seq, 0), ANSWER_BYTES_MAX / 2 - 1_000);
+            fill(
+                &mut table,
+                2 + seq,
+                (1, seq, 0),
+                ANSWER_BYTES_MAX / 2 - 1_000,
+            );
         }
         assert_eq!(run(&mut table, 9, (1, 0, 0), 1), vec![Answer::Lost]);
         let newest = run(&mut table, 10, (1, 2, 0), 1);

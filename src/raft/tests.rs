@@ -5,7 +5,9 @@ use std::{io, sync::Arc};
 use bytes::Bytes;
 use openraft::{
     EntryPayload, RaftLogReader, StorageError,
-    storage::{IOFlushed, RaftLogStorage, RaftLogStorageExt, RaftSnapshotBuilder, RaftStateMachine},
+    storage::{
+        IOFlushed, RaftLogStorage, RaftLogStorageExt, RaftSnapshotBuilder, RaftStateMachine,
+    },
     testing::log::{StoreBuilder, Suite},
 };
 
@@ -63,7 +65,11 @@ fn open(store: &Store) -> (Log, StateHandle, Views<Map>) {
     let snapshots = store.snapshots(record.local).expect("snapshots");
     let log = Log::new(store.journal(record.local).expect("journal"));
     let counters = Arc::<Counters>::default();
-    (log, StateHandle::new(Box::new(host), snapshots, counters), views)
+    (
+        log,
+        StateHandle::new(Box::new(host), snapshots, counters),
+        views,
+    )
 }
 
 struct Builder(fn() -> Disk);
@@ -112,7 +118,9 @@ async fn apply(state: &mut StateHandle, entries: Vec<Entry>) -> io::Result<()> {
 
 async fn terms(log: &mut Log, from: u64, to: u64) -> Vec<(u64, u64)> {
     let read = log.try_get_log_entries(from..to).await.expect("reads");
-    read.iter().map(|it| (it.log_id.leader_id.term, it.log_id.index)).collect()
+    read.iter()
+        .map(|it| (it.log_id.leader_id.term, it.log_id.index))
+        .collect()
 }
 
 #[tokio::test]
@@ -121,7 +129,9 @@ async fn entries_behind_a_truncation_replace_what_was_there() {
     let (mut log, ..) = open(&disk.store);
     let old = (0..10).map(|it| entry(1, it, Batch::Open.encode()));
     log.blocking_append(old).await.expect("appends");
-    log.truncate_after(Some(log_id(1, 4))).await.expect("truncates");
+    log.truncate_after(Some(log_id(1, 4)))
+        .await
+        .expect("truncates");
     let new = (5..7).map(|it| entry(2, it, Batch::Open.encode()));
     log.blocking_append(new).await.expect("appends");
     let expected = [(1, 3), (1, 4), (2, 5), (2, 6)];
@@ -143,7 +153,11 @@ async fn entries_older_than_the_tail_in_memory_come_from_the_store() {
     let all: Vec<(u64, u64)> = (0..40).map(|it| (1, it)).collect();
     assert_eq!(terms(&mut log, 0, 40).await, all);
     let some = log.limited_get_log_entries(0, 40).await.expect("reads");
-    assert!((1..10).contains(&some.len()), "bounded by bytes: {}", some.len());
+    assert!(
+        (1..10).contains(&some.len()),
+        "bounded by bytes: {}",
+        some.len()
+    );
 }
 
 #[tokio::test]
@@ -167,13 +181,21 @@ async fn a_snapshot_carries_the_machine_the_sessions_and_the_membership() {
     apply(&mut state, entries).await.expect("applies");
     let mut builder = state.get_snapshot_builder().await;
     // Applied behind the capture: not in the snapshot.
-    apply(&mut state, vec![put(50, "late")]).await.expect("applies");
+    apply(&mut state, vec![put(50, "late")])
+        .await
+        .expect("applies");
     let built = builder.build_snapshot().await.expect("builds");
     assert_eq!(built.meta.last_log_id, Some(log_id(1, 49)));
 
     let (_, mut other, views) = open(&disk.store);
-    other.install_snapshot(&built.meta, built.snapshot).await.expect("installs");
-    assert_eq!(other.applied_state().await.expect("state").0, Some(log_id(1, 49)));
+    other
+        .install_snapshot(&built.meta, built.snapshot)
+        .await
+        .expect("installs");
+    assert_eq!(
+        other.applied_state().await.expect("state").0,
+        Some(log_id(1, 49))
+    );
     let get = |key: &str| views.query(MapQuery::get(key)).1.into_value();
     assert_eq!(get("key 7").as_deref(), Some(&b"key 7"[..]));
     assert_eq!(get("late"), None);
@@ -190,11 +212,23 @@ async fn a_snapshot_carries_the_machine_the_sessions_and_the_membership() {
 async fn a_snapshot_under_another_name_is_not_installed() {
     let disk = in_memory();
     let (_, mut state, _) = open(&disk.store);
-    apply(&mut state, vec![entry(1, 1, Batch::Open.encode())]).await.expect("applies");
-    let built = state.get_snapshot_builder().await.build_snapshot().await.expect("builds");
+    apply(&mut state, vec![entry(1, 1, Batch::Open.encode())])
+        .await
+        .expect("applies");
+    let built = state
+        .get_snapshot_builder()
+        .await
+        .build_snapshot()
+        .await
+        .expect("builds");
     let mut other = built.meta.clone();
     other.last_log_id = Some(log_id(1, 2));
-    assert!(state.install_snapshot(&other, built.snapshot).await.is_err());
+    assert!(
+        state
+            .install_snapshot(&other, built.snapshot)
+            .await
+            .is_err()
+    );
 }
 
 #[tokio::test]
@@ -203,10 +237,15 @@ async fn votes_and_commit_marks_are_found_again() {
     let (mut log, ..) = open(&disk.store);
     let vote = Vote::new_committed(4, MemberId::from(9));
     log.save_vote(&vote).await.expect("saves");
-    log.save_committed(Some(log_id(3, 17))).await.expect("saves");
+    log.save_committed(Some(log_id(3, 17)))
+        .await
+        .expect("saves");
     let (mut again, ..) = open(&disk.store);
     assert_eq!(again.read_vote().await.expect("reads"), Some(vote));
-    assert_eq!(again.read_committed().await.expect("reads"), Some(log_id(3, 17)));
+    assert_eq!(
+        again.read_committed().await.expect("reads"),
+        Some(log_id(3, 17))
+    );
 }
 
 #[tokio::test]
@@ -226,9 +265,20 @@ async fn the_current_snapshot_is_the_one_built_last() {
     let disk = in_memory();
     let (_, mut state, _) = open(&disk.store);
     assert!(state.get_current_snapshot().await.expect("reads").is_none());
-    apply(&mut state, vec![entry(1, 1, Batch::Open.encode())]).await.expect("applies");
-    state.get_snapshot_builder().await.build_snapshot().await.expect("builds");
-    let current = state.get_current_snapshot().await.expect("reads").expect("is there");
+    apply(&mut state, vec![entry(1, 1, Batch::Open.encode())])
+        .await
+        .expect("applies");
+    state
+        .get_snapshot_builder()
+        .await
+        .build_snapshot()
+        .await
+        .expect("builds");
+    let current = state
+        .get_current_snapshot()
+        .await
+        .expect("reads")
+        .expect("is there");
     assert_eq!(current.meta.last_log_id, Some(log_id(1, 1)));
     assert!(matches!(current.snapshot, SnapshotFile::Stored(_)));
 }

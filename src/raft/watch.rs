@@ -86,11 +86,13 @@ impl Replica {
         let metrics = metrics.borrow_watched();
         let index = |id: Option<super::LogId>| id.map_or(0, |it| it.index);
         Progress {
-            applied: metrics.last_applied.map_or_else(Position::default, |it| Position {
-                term: it.leader_id.term,
-                index: it.index,
-                offset: 0,
-            }),
+            applied: metrics
+                .last_applied
+                .map_or_else(Position::default, |it| Position {
+                    term: it.leader_id.term,
+                    index: it.index,
+                    offset: 0,
+                }),
             last_index: metrics.last_log_index.unwrap_or(0),
             committed_index: index(metrics.local_committed),
             snapshot_index: index(metrics.snapshot),

@@ -107,7 +107,11 @@ impl Store {
             return None;
         }
         let Inner { engine, shelf, .. } = &*self.inner;
-        Some(Self::over_memory(Arc::clone(engine), Arc::clone(shelf), counters))
+        Some(Self::over_memory(
+            Arc::clone(engine),
+            Arc::clone(shelf),
+            counters,
+        ))
     }
 
     /// Something once the store has failed, for good: no group may go on.
