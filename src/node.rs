@@ -341,7 +341,7 @@ impl Node {
                 if role != Role::Joining {
                     return Ok(());
                 }
-                let refused = refusals.borrow_and_update().clone();
+                let refused = *refusals.borrow_and_update();
                 if let Some((peer, why)) = refused
                     && is_final(&why)
                 {

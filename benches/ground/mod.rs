@@ -7,18 +7,18 @@ use std::time::{Duration, Instant};
 use quorate::{Group, GroupKey, Map, Node};
 
 /// Rounds of each measurement; the table shows their median.
-pub const ROUNDS: usize = 5;
+pub(crate) const ROUNDS: usize = 5;
 
 /// Three voters in this process.
-pub struct Ground {
-    pub nodes: Vec<Node>,
-    pub groups: Vec<Group<Map>>,
+pub(crate) struct Ground {
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) groups: Vec<Group<Map>>,
     dirs: Vec<tempfile::TempDir>,
 }
 
 impl Ground {
     /// Three voters; on RocksDB in temporary directories, or in memory.
-    pub async fn open(durable: bool) -> anyhow::Result<Self> {
+    pub(crate) async fn open(durable: bool) -> anyhow::Result<Self> {
         let mut ground = Self {
             nodes: Vec::new(),
             groups: Vec::new(),
@@ -52,22 +52,22 @@ impl Ground {
         Ok(ground)
     }
 
-    pub fn leader(&self) -> &Group<Map> {
+    pub(crate) fn leader(&self) -> &Group<Map> {
         let leads = |it: &&Group<Map>| it.status().leader == Some(it.member());
         self.groups.iter().find(leads).unwrap_or(&self.groups[0])
     }
 
-    pub fn follower(&self) -> &Group<Map> {
+    pub(crate) fn follower(&self) -> &Group<Map> {
         let follows = |it: &&Group<Map>| it.status().leader != Some(it.member());
         self.groups.iter().find(follows).unwrap_or(&self.groups[1])
     }
 
     /// Syncs of all three nodes together.
-    pub fn syncs(&self) -> u64 {
+    pub(crate) fn syncs(&self) -> u64 {
         self.nodes.iter().map(|it| it.metrics().syncs).sum()
     }
 
-    pub async fn close(self) {
+    pub(crate) async fn close(self) {
         for node in &self.nodes {
             node.shutdown().await;
         }
@@ -76,14 +76,14 @@ impl Ground {
 
 /// One round's figures.
 #[derive(Clone, Copy)]
-pub struct Round {
-    pub per_second: f64,
-    pub p50: Duration,
-    pub p99: Duration,
+pub(crate) struct Round {
+    pub(crate) per_second: f64,
+    pub(crate) p50: Duration,
+    pub(crate) p99: Duration,
 }
 
 /// Runs `outstanding` loops of one operation for a second and collects every latency.
-pub async fn round<F, Fut>(outstanding: usize, operation: F) -> anyhow::Result<Round>
+pub(crate) async fn round<F, Fut>(outstanding: usize, operation: F) -> anyhow::Result<Round>
 where
     F: Fn(usize) -> Fut + Clone + Send + 'static,
     Fut: Future<Output = anyhow::Result<usize>> + Send,
@@ -120,26 +120,26 @@ where
 }
 
 /// The round with the median rate.
-pub fn median(mut rounds: Vec<Round>) -> Round {
+pub(crate) fn median(mut rounds: Vec<Round>) -> Round {
     rounds.sort_by(|a, b| a.per_second.total_cmp(&b.per_second));
     rounds[rounds.len() / 2]
 }
 
 /// A table that is printed at the end, as Markdown.
 #[derive(Default)]
-pub struct Table(Vec<Vec<String>>);
+pub(crate) struct Table(Vec<Vec<String>>);
 
 impl Table {
-    pub fn new(head: &[&str]) -> Self {
+    pub(crate) fn new(head: &[&str]) -> Self {
         Self(vec![head.iter().map(ToString::to_string).collect()])
     }
 
-    pub fn row(&mut self, cells: &[String]) {
+    pub(crate) fn row(&mut self, cells: &[String]) {
         eprintln!("{}", cells.join("  "));
         self.0.push(cells.to_vec());
     }
 
-    pub fn print(&self) {
+    pub(crate) fn print(&self) {
         let columns = self.0.first().map_or(0, Vec::len);
         let wide = |column: usize| self.0.iter().map(|it| it[column].chars().count()).max();
         let widths: Vec<usize> = (0..columns).map(|it| wide(it).unwrap_or(0)).collect();
@@ -158,7 +158,7 @@ impl Table {
     }
 }
 
-pub fn rate(per_second: f64) -> String {
+pub(crate) fn rate(per_second: f64) -> String {
     let whole = per_second.round() as u64;
     let mut text = whole.to_string();
     let mut at = text.len();
@@ -169,6 +169,6 @@ pub fn rate(per_second: f64) -> String {
     text
 }
 
-pub fn millis(duration: Duration) -> String {
+pub(crate) fn millis(duration: Duration) -> String {
     format!("{:.3} ms", duration.as_secs_f64() * 1e3)
 }

@@ -84,6 +84,7 @@ pub(crate) struct Heartbeat {
 
 #[derive(Clone, Copy, Debug)]
 struct Rtt {
+    #[cfg(test)]
     last: Duration,
     smoothed: Duration,
 }
@@ -150,7 +151,8 @@ impl Heartbeat {
     }
 
     /// The last round trip that was measured.
-    pub(crate) fn rtt_last(&self) -> Option<Duration> {
+    #[cfg(test)]
+    fn rtt_last(&self) -> Option<Duration> {
         self.rtt.map(|rtt| rtt.last)
     }
 
@@ -160,7 +162,8 @@ impl Heartbeat {
     }
 
     /// Whether the peer is silent now.
-    pub(crate) fn is_silent(&self) -> bool {
+    #[cfg(test)]
+    fn is_silent(&self) -> bool {
         self.silent
     }
 
@@ -219,6 +222,10 @@ impl Heartbeat {
             Some(before) => before.smoothed * 7 / 8 + last / 8,
             None => last,
         };
-        self.rtt = Some(Rtt { last, smoothed });
+        self.rtt = Some(Rtt {
+            #[cfg(test)]
+            last,
+            smoothed,
+        });
     }
 }

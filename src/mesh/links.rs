@@ -181,6 +181,7 @@ impl Links {
     }
 
     /// Tasks of the links themselves that are alive; those of groups are theirs.
+    #[cfg(test)]
     pub(crate) fn tasks(&self) -> usize {
         self.0.tasks.len()
     }

@@ -192,11 +192,6 @@ impl RecvStream {
         }
     }
 
-    /// Tells the peer that nothing more will be read.
-    pub(crate) fn stop(&mut self) {
-        self.raw.stop();
-    }
-
     /// The next frame that is here already, if one is here whole.
     pub(crate) fn next_held(&mut self, max: usize) -> Result<Option<Bytes>, FrameError> {
         if self.held < HEAD {
@@ -300,8 +295,6 @@ mod tests {
                 1
             })))
         }
-
-        fn stop(&mut self) {}
     }
 
     /// Takes at most this many bytes a call.

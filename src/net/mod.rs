@@ -123,9 +123,6 @@ pub(crate) trait RawRecv: Send + Sync {
         cx: &mut Context<'_>,
         chunks: &mut [Bytes],
     ) -> Poll<Result<Option<usize>, WireError>>;
-
-    /// Tells the peer that nothing more will be read.
-    fn stop(&mut self);
 }
 
 /// The wire failed us: the connection or the stream is gone, in words for the log.

@@ -358,8 +358,4 @@ impl RawRecv for QuicRecv {
             .poll(cx)
             .map_err(WireError::new)
     }
-
-    fn stop(&mut self) {
-        let _ = self.0.stop(VarInt::from_u32(0));
-    }
 }

@@ -344,8 +344,11 @@ impl Replica {
 
     /// Asks to be admitted until the membership names us.
     async fn seek_admission(self: Arc<Self>) {
+        if self.record.founder {
+            return;
+        }
         let mut watch = self.told.subscribe();
-        while !self.record.founder {
+        loop {
             if watch.wait_for(|it| it.role == Role::Joining).await.is_err() {
                 return;
             }
@@ -511,8 +514,14 @@ impl Replica {
                 self.lost_member(bond.member());
                 self.told.send_modify(|_| {}); // whoever watches the status looks again
             }
-            MeshEvent::Ended(bond, _) => self.lost_member(bond.member()),
-            MeshEvent::Heard(_) => self.told.send_modify(|_| {}),
+            MeshEvent::Ended(bond, why) => {
+                tracing::debug!(peer = ?bond.peer(), %why, "a bond has ended");
+                self.lost_member(bond.member());
+            }
+            MeshEvent::Heard(bond) => {
+                tracing::debug!(peer = ?bond.peer(), "heard again");
+                self.told.send_modify(|_| {});
+            }
             MeshEvent::Departed(Proven { member, .. }) => {
                 lock(&self.departed).insert(member);
                 self.lost_member(member);

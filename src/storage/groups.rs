@@ -64,6 +64,7 @@ impl Store {
     ///
     /// # Errors
     /// `InvalidData` if a record is damaged.
+    #[cfg(test)]
     pub(crate) fn groups(&self) -> io::Result<Vec<GroupRecord>> {
         let flusher = self.flusher();
         let mut groups = Vec::new();

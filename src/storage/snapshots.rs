@@ -280,19 +280,11 @@ impl StagedSnapshot {
     pub(crate) fn meta(&self) -> &Bytes {
         self.whole.meta()
     }
-
-    pub(crate) fn len(&self) -> u64 {
-        self.whole.len()
-    }
-
-    /// As [`StoredSnapshot::reader`].
-    pub(crate) fn reader(&self) -> impl Read + Send + use<> {
-        self.whole.reader()
-    }
 }
 
 impl SnapshotReceiver {
     /// Bytes taken in so far: where the next chunk must begin.
+    #[cfg(test)]
     pub(crate) fn received(&self) -> u64 {
         self.received
     }
