@@ -1,9 +1,9 @@
 //! Three processes, one leader killed, nothing lost: `cargo run --example survive -- [FILE]`.
 //!
 //! Replicates every line of a file through a follower of three processes on loopback, each with
-//! its own RocksDB in a temporary directory. At a third of the lines the leader gets SIGKILL, at two
-//! thirds it is started again. In the end all three states are compared with the file and with each
-//! other; the exit code is 1 if a line that was acknowledged is missing, doubled or changed.
+//! its own RocksDB in a temporary directory. At a third of the lines the leader gets SIGKILL, at
+//! two thirds it is started again. In the end all three states are compared with the file and with
+//! each other; the exit code is 1 if an acknowledged line is missing, doubled or changed.
 
 mod cluster;
 mod ledger;

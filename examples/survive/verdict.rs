@@ -116,3 +116,38 @@ impl fmt::Display for Verdict {
         writeln!(f, "\n  each state has {} bytes", self.state_bytes)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::{self, Line};
+
+    fn state(of: &[(u64, &'static str)]) -> Vec<u8> {
+        let lines = of.iter().map(|(number, text)| Line {
+            number: *number,
+            text: bytes::Bytes::from_static(text.as_bytes()),
+        });
+        let mut bytes = Vec::new();
+        ledger::write(&lines.collect(), &mut bytes).expect("a vector takes everything");
+        bytes
+    }
+
+    fn verdict(states: [&[(u64, &'static str)]; 2]) -> Verdict {
+        let took = Duration::from_secs(1);
+        Verdict::of(&[b"one", b"two"], &states.map(state), took, Some(took), 0)
+    }
+
+    #[test]
+    fn a_lost_a_doubled_and_a_changed_line_are_found() {
+        let whole: &[_] = &[(0, "one"), (1, "two")];
+        assert!(verdict([whole, whole]).is_good());
+        let swapped = verdict([whole, &[(1, "two"), (0, "one")]]);
+        assert!(!swapped.equal && swapped.lost == 0 && !swapped.is_good());
+        let lost = verdict([whole, &[(0, "one")]]);
+        assert!(lost.lost == 1 && !lost.is_good());
+        let doubled = verdict([&[(0, "one"), (1, "two"), (1, "two")], whole]);
+        assert!(doubled.doubled == 1 && !doubled.is_good());
+        let changed = verdict([whole, &[(0, "one"), (1, "three")]]);
+        assert!(changed.lost == 1 && changed.foreign == 1 && !changed.is_good());
+    }
+}

@@ -101,7 +101,8 @@ impl fmt::Display for Health {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Warning {
-    /// Fewer than three voters: with two, each write needs both; with one, its disk is all there is.
+    /// Fewer than three voters: with two, each write needs both; with one, its disk is all there
+    /// is.
     FewVoters,
     /// No majority of the voters can be reached from here: nothing is acknowledged.
     NoQuorum,
@@ -170,10 +171,9 @@ impl<M: StateMachine> Group<M> {
             })
             .collect();
         let quorum = reaches_quorum(&members);
-        let warnings = if stopped.is_some() {
-            Vec::new()
-        } else {
-            warnings(&members, quorum, rival)
+        let warnings = match &stopped {
+            Some(_) => Vec::new(),
+            None => warnings(&members, quorum, rival),
         };
         Status {
             group: self.id(),
