@@ -47,7 +47,7 @@ const SEES_ONLY: &[(&str, &[&str])] = &[(
 const HOMES: &[(&str, &[&str])] = &[
     ("openraft", &["src/raft/"]),
     ("rocksdb", &["src/storage/rocks.rs"]),
-    ("iroh", &["src/net/quic.rs", "src/node.rs"]),
+    ("iroh", &["src/net/quic.rs", "src/node"]),
 ];
 
 const FILE_LINES_MAX: usize = 600;
