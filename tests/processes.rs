@@ -1,8 +1,8 @@
 //! Groups of real processes on loopback, with RocksDB, under SIGKILL, SIGSTOP and restarts.
 //!
-//! The binary starts itself again as members: a child runs [`member_process`] and nothing else, told
-//! by the environment what to be, and talks with its test over lines on stdin and stdout. A test
-//! ends only what it started, by handle. Heavier runs: `QUORATE_HEAVY=1`.
+//! The binary starts itself again as members: a child runs [`member_process`] and nothing else,
+//! told by the environment what to be, and talks with its test over lines on stdin and stdout. A
+//! test ends only what it started, by handle. Heavier runs: `QUORATE_HEAVY=1`.
 
 #[path = "processes/check.rs"]
 mod check;
