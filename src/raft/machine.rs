@@ -327,15 +327,9 @@ impl State {
                             machine.apply(at, it)
                         });
                         counters.commands_applied.add(applied);
-                        // Every command was read by the machine of whoever proposed it. To go on here
-                        // without it would be another state than the others'.
-                        answers.map_err(|error| {
-                        Halt::Machine(format!(
-                            "the machine {} cannot read a committed command: {error}. This node \
-                             runs an older version of it than another member: update it",
-                            machine.name()
-                        ))
-                    })?
+                        // Whoever proposed it could read every command. To go on here without one
+                        // would be another state than the others'.
+                        answers.map_err(|error| unreadable(machine.name(), &error))?
                     }
                 }
             }
@@ -395,6 +389,13 @@ enum Halt {
     Entry(io::Error),
     /// The machine cannot go on; in words.
     Machine(String),
+}
+
+fn unreadable(name: &str, error: &impl std::fmt::Display) -> Halt {
+    Halt::Machine(format!(
+        "the machine {name} cannot read a committed command: {error}. This node runs an older \
+         version of it than another member: update it"
+    ))
 }
 
 type Content = Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + Send>;
