@@ -1,7 +1,5 @@
 //! Requests over lanes, and streams of their own.
 
-use std::time::Instant;
-
 use super::*;
 use crate::bond::LaneError;
 
@@ -127,71 +125,6 @@ async fn streams_of_their_own_reach_the_service() {
             assert_eq!(soon("the end", stream.recv.read_frame(100)).await, Ok(None));
         }
     }
-    one.shut().await;
-    two.shut().await;
-}
-
-/// `cargo test --release -- --ignored --nocapture lane_round_trip`
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a measurement"]
-async fn lane_round_trip() {
-    let (one, two, bond, _) = pair(&GroupKey::generate()).await;
-    let body = Bytes::from(vec![7; 128]);
-    for outstanding in [1, 64, 256] {
-        let rounds = 20_000 / outstanding;
-        let mut times = Vec::new();
-        let started = Instant::now();
-        let tasks: Vec<_> = (0..outstanding)
-            .map(|_| {
-                let (bond, body) = (bond.clone(), body.clone());
-                tokio::spawn(async move {
-                    let mut times = Vec::with_capacity(rounds);
-                    for _ in 0..rounds {
-                        let sent = Instant::now();
-                        bond.request(Lane::Forward, body.clone())
-                            .await
-                            .expect("answered");
-                        times.push(sent.elapsed());
-                    }
-                    times
-                })
-            })
-            .collect();
-        for task in tasks {
-            times.extend(task.await.expect("no panic"));
-        }
-        let rate = times.len() as f64 / started.elapsed().as_secs_f64();
-        times.sort();
-        let (p50, p99) = (times[times.len() / 2], times[times.len() * 99 / 100]);
-        println!("{outstanding} outstanding: p50 {p50:?}, p99 {p99:?}, {rate:.0}/s");
-    }
-    one.shut().await;
-    two.shut().await;
-}
-
-/// What the round trip costs without lanes.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a measurement"]
-async fn bare_round_trip() {
-    let (one, two, bond, _) = pair(&GroupKey::generate()).await;
-    let body = Bytes::from(vec![7; 128]);
-    let mut stream = bond.open_stream(StreamKind::Append).await.expect("opened");
-    let mut times = Vec::new();
-    for _ in 0..20_000 {
-        let sent = Instant::now();
-        stream
-            .send
-            .write_frame(body.clone())
-            .await
-            .expect("written");
-        stream.recv.read_frame(1_000).await.expect("answered");
-        times.push(sent.elapsed());
-    }
-    times.sort();
-    println!(
-        "bare stream: p50 {:?}, p99 {:?}",
-        times[10_000], times[19_800]
-    );
     one.shut().await;
     two.shut().await;
 }
