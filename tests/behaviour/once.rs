@@ -10,11 +10,11 @@ use std::{
 };
 
 use futures_util::{StreamExt, future::join_all};
-use quorate::{ExecuteError, Group, Position};
+use quorate::{ExecuteError, Group, Position, config::Config};
 use tokio::task::JoinHandle;
 
 use crate::{
-    cluster::{Member, group_of, settled, views, within},
+    cluster::{Member, Place, group_at, group_of, settled, views, within},
     ledger::{Ledger, assert_equal, counted},
 };
 
@@ -70,7 +70,8 @@ fn clients(members: &[Member<Ledger>], done: &Arc<AtomicBool>) -> Vec<JoinHandle
 }
 
 /// What the clients were told is what every member holds, once each, where they were told.
-async fn check(what: &str, members: &[Member<Ledger>], clients: Vec<JoinHandle<Told>>) {
+/// Gives how many of them had to be retried in their session.
+async fn check(what: &str, members: &[Member<Ledger>], clients: Vec<JoinHandle<Told>>) -> usize {
     let mut all = Told::default();
     for told in within("the clients end", join_all(clients)).await {
         let told = told.expect("no panic");
@@ -101,6 +102,7 @@ async fn check(what: &str, members: &[Member<Ledger>], clients: Vec<JoinHandle<T
             "{command}: {at:?}, not {applied:?}"
         );
     }
+    resolved
 }
 
 async fn break_the_bonds_of(member: &Member<Ledger>) {
@@ -149,6 +151,25 @@ async fn each_command_is_applied_once_and_stands_where_it_says_while_bonds_break
     done.store(true, Ordering::Relaxed);
     let what = format!("bonds broken 40 times in {:?}", started.elapsed());
     check(&what, &members, clients).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_unknown_is_resolved_by_a_retry_and_never_doubled() {
+    // So short that an answer which is lost with its bond comes too late.
+    let config = Config {
+        execute_timeout: Duration::from_millis(10),
+        ..Config::default()
+    };
+    let members = group_at::<Ledger>(vec![Place::MEMORY; 3], &config).await;
+    let done = Arc::new(AtomicBool::new(false));
+    let clients = clients(&members, &done);
+    for round in 0..40 {
+        break_the_bonds_of(&members[round % 3]).await;
+    }
+    done.store(true, Ordering::Relaxed);
+    let what = "bonds broken 40 times, 10 ms of patience";
+    let resolved = check(what, &members, clients).await;
+    assert!(resolved > 0, "nothing was unknown: nothing is shown");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
