@@ -2,7 +2,7 @@
 
 mod builder;
 
-use std::{fmt, io, path::Path, sync::Arc};
+use std::{fmt, io, sync::Arc};
 
 use self::builder::Place;
 pub use self::builder::{NodeBuilder, OpenError, Relay};
@@ -62,14 +62,14 @@ impl Node {
     /// # Errors
     /// [`OpenError`].
     #[cfg(feature = "rocksdb")]
-    pub async fn open(directory: impl AsRef<Path>) -> Result<Self, OpenError> {
+    pub async fn open(directory: impl AsRef<std::path::Path>) -> Result<Self, OpenError> {
         Self::builder(directory).open().await
     }
 
     /// Like [`Node::open`], with settings.
     #[must_use]
     #[cfg(feature = "rocksdb")]
-    pub fn builder(directory: impl AsRef<Path>) -> NodeBuilder {
+    pub fn builder(directory: impl AsRef<std::path::Path>) -> NodeBuilder {
         NodeBuilder::new(Place::Directory(directory.as_ref().to_owned()))
     }
 

@@ -3,7 +3,6 @@
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -25,7 +24,8 @@ const FORMER_PORT_WAIT: Duration = Duration::from_millis(500);
 /// Where a node keeps its data.
 #[derive(Clone, Debug)]
 pub(super) enum Place {
-    Directory(PathBuf),
+    #[cfg(feature = "rocksdb")]
+    Directory(std::path::PathBuf),
     Memory(Option<MemoryDisk>),
 }
 
@@ -166,13 +166,6 @@ async fn open_place(
                 Ok::<_, OpenError>((store, Arc::new(secret), None))
             });
             opening.await.map_err(io::Error::other)?
-        }
-        #[cfg(not(feature = "rocksdb"))]
-        Place::Directory(_) => {
-            let _ = config;
-            Err(OpenError::Io(io::Error::other(
-                "built without the feature `rocksdb`",
-            )))
         }
         Place::Memory(disk) => {
             let _ = config;

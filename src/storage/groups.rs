@@ -1,13 +1,13 @@
 //! The groups a node holds: made, given their genesis, and removed so that a crash cannot leave
 //! half of one.
 
-use std::{fmt, io, ops::ControlFlow};
+use std::{fmt, io};
 
 use serde::{Deserialize, Serialize};
 
 use super::{
     Store,
-    engine::{Batch, Family, Order},
+    engine::{Batch, Family},
     flusher::Flusher,
     keys::{self, NODE, StoredGroup, Tag},
 };
@@ -245,6 +245,7 @@ impl Store {
     }
 }
 
+#[cfg(any(test, feature = "rocksdb"))]
 fn numbers(flusher: &Flusher) -> io::Result<Vec<LocalGroup>> {
     let (from, to) = keys::group_of_id_range();
     let mut numbers = Vec::new();
@@ -253,7 +254,7 @@ fn numbers(flusher: &Flusher) -> io::Result<Vec<LocalGroup>> {
         Family::Meta,
         &from,
         &to,
-        Order::Ascending,
+        super::engine::Order::Ascending,
         &mut |key, value| {
             match keys::unseal(key, value)
                 .ok_or_else(|| damaged(key))
@@ -263,9 +264,9 @@ fn numbers(flusher: &Flusher) -> io::Result<Vec<LocalGroup>> {
                 Err(error) => broken = Err(error),
             }
             if broken.is_ok() {
-                ControlFlow::Continue(())
+                std::ops::ControlFlow::Continue(())
             } else {
-                ControlFlow::Break(())
+                std::ops::ControlFlow::Break(())
             }
         },
     )?;

@@ -109,6 +109,7 @@ pub(super) fn group_of_id(id: &GroupId) -> [u8; 41] {
 }
 
 /// The keys of all groups' ids: from the first (included) to the second (excluded).
+#[cfg(any(test, feature = "rocksdb"))]
 pub(super) fn group_of_id_range() -> ([u8; 9], [u8; 9]) {
     let from = meta(NODE, Tag::GroupOfId);
     let mut to = from;
