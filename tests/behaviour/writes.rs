@@ -123,11 +123,9 @@ async fn dropping_the_future_does_not_cancel_the_command() {
     for (member, name) in [(0, "by the founder"), (follower, "by a follower")] {
         let group = &members[member].group;
         let mut executing = Box::pin(group.execute(name.into()));
-        // Polled once: the command is handed in.
-        assert!(
-            (&mut executing).now_or_never().is_none(),
-            "nothing is acknowledged at once"
-        );
+        // Polled once: the command is handed in. (If this thread then had to wait for a core, it
+        // may even be answered already.)
+        let _ = (&mut executing).now_or_never();
         drop(executing);
         let applied = async {
             while !group
