@@ -140,11 +140,15 @@ impl Node {
         let contacts = Vec::new();
         let (group, replica) = self.start(key, record, machine, contacts)?;
         let opening = place.taken(Arc::clone(&replica))?;
-        // A founder leads as soon as it has its own vote on disk; wait for that, so that the first
-        // `execute` finds a leader.
+        // A founder leads as soon as it has its own vote on disk. Wait for that and for the founding
+        // membership to be committed, so that the first `execute` finds a leader and the first
+        // `status` a voter.
         let mut watch = replica.watch();
         let limit = self.inner.config.timing.election_timeout_max * 4;
-        let settled = watch.wait_for(|it| it.leader.is_some() || it.stopped.is_some());
+        let settled = watch.wait_for(|it| {
+            let founded = it.members.iter().any(|it| it.settled_voter);
+            (it.leader.is_some() && founded) || it.stopped.is_some()
+        });
         let _ = tokio::time::timeout(limit, settled).await;
         match replica.stopped() {
             Some(cause) => {
