@@ -37,6 +37,9 @@ pub struct Status {
     pub committed_index: u64,
     /// The last journal index in this member's newest snapshot; 0 without one.
     pub snapshot_index: u64,
+    /// The last journal index that this member has purged behind a snapshot; 0 if none. A member
+    /// that lacks entries up to it is sent the snapshot.
+    pub purged_index: u64,
     /// Whether this member can reach a majority of the voters at the moment.
     pub quorum: bool,
     /// What somebody should look after; none once the group has stopped here.
@@ -185,6 +188,7 @@ impl<M: StateMachine> Group<M> {
             applied: self.views.applied(),
             committed_index: progress.committed_index,
             snapshot_index: progress.snapshot_index,
+            purged_index: progress.purged_index,
             quorum,
             warnings,
             stopped: stopped.map(Stopped::new),

@@ -73,6 +73,7 @@ pub(crate) struct Progress {
     pub(crate) last_index: u64,
     pub(crate) committed_index: u64,
     pub(crate) snapshot_index: u64,
+    pub(crate) purged_index: u64,
     /// On the leader: the last index each other member is known to hold.
     pub(crate) matched: Vec<(MemberId, u64)>,
 }
@@ -96,6 +97,7 @@ impl Replica {
             last_index: metrics.last_log_index.unwrap_or(0),
             committed_index: index(metrics.local_committed),
             snapshot_index: index(metrics.snapshot),
+            purged_index: index(metrics.purged),
             matched: metrics
                 .replication
                 .iter()

@@ -205,6 +205,12 @@ impl Child {
                 let it = self.node.metrics();
                 format!("{} {}", it.snapshots_built, it.snapshots_installed)
             }
+            "purged" => {
+                let wanted: u64 = words[1].parse().expect("an index");
+                let mut watch = self.group.watch_status();
+                let status = watch.wait_for(|it| it.purged_index >= wanted).await;
+                format!("purged {}", status.purged_index)
+            }
             "rebond" => self.rebond(words[1].parse().expect("a peer")).await,
             "lead" => self.lead().await,
             "stop" => {

@@ -41,6 +41,8 @@ fn a_killed_follower_catches_up_by_a_snapshot_when_the_journal_is_purged() {
     cluster.kill(follower);
     cluster.load(leader, 8, 200);
     cluster.history.wait_for_more(4_000);
+    // Purging waits while appends are under way to the bond that is not known to be dead yet.
+    cluster.process(leader).ask("purged 1000");
     cluster.restart(follower);
     cluster.process(follower).ask("ready");
     cluster.unload(&[leader]);
