@@ -140,9 +140,9 @@ impl Node {
         let contacts = Vec::new();
         let (group, replica) = self.start(key, record, machine, contacts)?;
         let opening = place.taken(Arc::clone(&replica))?;
-        // A founder leads as soon as it has its own vote on disk. Wait for that and for the founding
-        // membership to be committed, so that the first `execute` finds a leader and the first
-        // `status` a voter.
+        // A founder leads as soon as it has its own vote on disk. Wait for that and for the
+        // founding membership to be committed, so that the first `execute` finds a leader and
+        // the first `status` a voter.
         let mut watch = replica.watch();
         let limit = self.inner.config.timing.election_timeout_max * 4;
         let settled = watch.wait_for(|it| {
