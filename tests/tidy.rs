@@ -47,7 +47,11 @@ const SEES_ONLY: &[(&str, &[&str])] = &[(
 const HOMES: &[(&str, &[&str])] = &[
     ("openraft", &["src/raft/"]),
     ("rocksdb", &["src/storage/rocks.rs"]),
-    ("iroh", &["src/net/quic.rs", "src/node"]),
+    ("iroh", &["src/net/quic.rs", "src/node", "src/sync/wire"]),
+    ("iroh_gossip", &["src/sync/wire"]),
+    ("ed25519_dalek", &["src/log_store/operation", "src/sync/wire"]),
+    ("blake3", &["src/log_store/", "src/sync/"]),
+    ("minicbor", &["src/log_store/operation", "src/sync/"]),
 ];
 
 const FILE_LINES_MAX: usize = 600;
