@@ -36,6 +36,7 @@
 //!
 //! ```text
 //!  node       wires everything
+//!  log_store/ append-only logs of signed operations, replicated
 //!  group/     execute, query, status: the typed handle
 //!  raft/      openraft, and nothing else names it
 //!  mesh/      all bonds of one group: dial, accept, roster
@@ -63,6 +64,7 @@ pub mod config;
 mod error;
 mod group;
 mod identity;
+pub mod log_store;
 mod machine;
 mod mesh;
 mod metrics;
