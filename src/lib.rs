@@ -84,8 +84,8 @@ pub use crate::{
         ParseMemberIdError, ParsePeerIdError, ParseTicketError, PeerAddr, PeerId,
     },
     machine::{
-        Map, MapAnswer, MapCommand, MapOutput, MapQuery, Position, Snapshot, SnapshotReader,
-        StateMachine,
+        Map, MapAnswer, MapCommand, MapOutput, MapQuery, Moment, Order, Position, Snapshot,
+        SnapshotReader, StateMachine, Table, TableView,
     },
     mesh::Bonds,
     metrics::Metrics,

@@ -49,7 +49,10 @@ const HOMES: &[(&str, &[&str])] = &[
     ("rocksdb", &["src/storage/rocks.rs"]),
     ("iroh", &["src/net/quic.rs", "src/node", "src/sync/wire"]),
     ("iroh_gossip", &["src/sync/wire"]),
-    ("ed25519_dalek", &["src/log_store/operation", "src/sync/wire"]),
+    (
+        "ed25519_dalek",
+        &["src/log_store/operation", "src/sync/wire"],
+    ),
     ("blake3", &["src/log_store/", "src/sync/"]),
     ("minicbor", &["src/log_store/operation", "src/sync/"]),
 ];

@@ -3,6 +3,7 @@
 mod host;
 mod map;
 mod snapshot;
+mod table;
 
 use std::io;
 
@@ -12,6 +13,7 @@ pub(crate) use self::host::{CheckCommand, Host, Machine, Views, decode, encode};
 pub use self::{
     map::{Map, MapAnswer, MapCommand, MapOutput, MapQuery},
     snapshot::{Snapshot, SnapshotReader},
+    table::{Moment, Order, Table, TableView},
 };
 
 /// Where a command stands in the one order of its group.
@@ -144,6 +146,9 @@ pub trait StateMachine: Send + 'static {
     /// Names the machine, not its version: `"example.counter"`. Part of the group's id, so a group
     /// founded with one machine is not joined with another.
     const NAME: &'static str;
+    /// Whether the machine keeps its state in the [`Table`] given to [`open`](Self::open), so that
+    /// it is on disk as of the last command applied.
+    const STORED: bool = false;
     /// What changes the state. Its encoded size is limited by
     /// [`Config::command_bytes_max`](crate::config::Config::command_bytes_max).
     type Command: Serialize + DeserializeOwned + Send + 'static;
@@ -156,6 +161,13 @@ pub trait StateMachine: Send + 'static {
     type Answer: Send + 'static;
     /// A picture of the state that readers keep while the state goes on.
     type View: Clone + Send + Sync + 'static;
+
+    /// Takes the table that a [`STORED`](Self::STORED) machine keeps its state in; only such a
+    /// machine is given one. Called once, before everything else: what the table then holds is the
+    /// state as of the last start. A panic in it reaches whoever opens the group.
+    fn open(&mut self, table: Table) {
+        drop(table);
+    }
 
     /// Applies one committed command and answers it. Deterministic, infallible, prompt.
     fn apply(&mut self, at: Position, command: Self::Command) -> Self::Output;

@@ -12,6 +12,8 @@ use std::{
 use postcard::de_flavors::Flavor;
 use serde::{Serialize, de::DeserializeOwned};
 
+use super::Table;
+
 /// How much is moved at once between a snapshot and what it is written to or read from, in bytes.
 const CHUNK_BYTES: usize = 64 * 1024;
 
@@ -55,6 +57,16 @@ impl Snapshot {
                 })),
             }
         })
+    }
+
+    /// A snapshot of everything a table holds: what a machine returns that keeps its state there.
+    /// [`Table::restore`] reads it. Pinned now, at no cost, and written a piece at a time.
+    #[must_use]
+    pub fn of_table(table: &Table) -> Self {
+        match table.pin() {
+            Ok(write) => Self::new(write),
+            Err(error) => Self::new(move |_| Err(error)),
+        }
     }
 
     /// Writes the state out. A group does this by itself; call it to test a machine.
