@@ -36,6 +36,7 @@
 //!
 //! ```text
 //!  node       wires everything
+//!  sync/      the standard sync protocol, for peers that are no members
 //!  log_store/ append-only logs of signed operations, replicated
 //!  group/     execute, query, status: the typed handle
 //!  raft/      openraft, and nothing else names it
@@ -72,6 +73,7 @@ mod net;
 mod node;
 mod raft;
 mod storage;
+pub mod sync;
 
 pub use crate::{
     bond::{Bond, BondId, TerminationReason},

@@ -51,7 +51,11 @@ const HOMES: &[(&str, &[&str])] = &[
     ("iroh_gossip", &["src/sync/wire"]),
     (
         "ed25519_dalek",
-        &["src/log_store/operation", "src/sync/wire"],
+        &[
+            "src/log_store/operation",
+            "src/sync/discovery",
+            "src/sync/wire",
+        ],
     ),
     ("blake3", &["src/log_store/", "src/sync/"]),
     ("minicbor", &["src/log_store/operation", "src/sync/"]),
