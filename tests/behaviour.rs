@@ -14,6 +14,8 @@ mod faults;
 mod identity;
 #[path = "behaviour/joining.rs"]
 mod joining;
+#[path = "behaviour/logs.rs"]
+mod logs;
 #[path = "behaviour/membership.rs"]
 mod membership;
 #[path = "behaviour/mesh.rs"]

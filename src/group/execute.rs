@@ -108,6 +108,21 @@ impl<M: StateMachine> Group<M> {
         }
     }
 
+    /// Hands a command in, which waits for room, and gives the future of its output. Commands
+    /// handed in one after the other keep their order as those of one [`Group::execute_many`] do.
+    pub(crate) async fn hand_in(
+        &self,
+        command: M::Command,
+    ) -> Result<
+        impl Future<Output = Result<M::Output, ExecuteError>> + Send + 'static + use<M>,
+        ExecuteError,
+    > {
+        let encoded = self.encode(&command)?;
+        drop(command);
+        let answered = self.submitter.submit(vec![encoded]).await;
+        Ok(async move { sole(answered.await).map(|(_, output)| output) })
+    }
+
     fn encode(&self, command: &M::Command) -> Result<Bytes, ExecuteError> {
         if let Some(cause) = self.replica.stopped() {
             return Err(ExecuteError::Stopped(Stopped::new(cause)));

@@ -5,7 +5,10 @@ use std::{future::Future, time::Duration};
 use tokio::time::{Instant, timeout_at};
 
 use super::{Group, Stopped};
-use crate::{machine::StateMachine, raft::ReadError};
+use crate::{
+    machine::{Position, StateMachine},
+    raft::ReadError,
+};
 
 impl<M: StateMachine> Group<M> {
     /// Answers from a state that holds every command acknowledged, and everything any query has
@@ -36,7 +39,7 @@ impl<M: StateMachine> Group<M> {
     }
 
     /// Waits until what was committed when this was called is applied here.
-    pub(super) async fn confirmed_through(&self, patience: Duration) -> Result<(), QueryError> {
+    pub(crate) async fn confirmed_through(&self, patience: Duration) -> Result<(), QueryError> {
         let deadline = Instant::now() + patience;
         let index = self
             .replica
@@ -51,6 +54,26 @@ impl<M: StateMachine> Group<M> {
             Ok(Err(cause)) => Err(QueryError::Stopped(Stopped::new(cause))),
             Err(_) => Err(QueryError::NoLeader),
         }
+    }
+
+    /// How far the latest view goes.
+    pub(crate) fn applied(&self) -> Position {
+        self.views.applied()
+    }
+
+    /// Waits until more is applied here than that, and tells how much.
+    pub(crate) async fn applied_beyond(&self, seen: Position) -> Result<Position, Stopped> {
+        let more = self.replica.applied_through(seen.index + 1).await;
+        more.map_err(Stopped::new)?;
+        Ok(self.applied())
+    }
+
+    pub(crate) fn query_timeout(&self) -> Duration {
+        self.replica.config().query_timeout
+    }
+
+    pub(crate) fn command_bytes_max(&self) -> usize {
+        self.replica.config().command_bytes_max
     }
 }
 
