@@ -5,6 +5,7 @@
 //!  session/    one session of the log sync: no I/O, no clock
 //!  discovery/  which topics two peers share, and where peers are: no I/O, no clock
 //!  codec/      the messages of both lines as bytes
+//!  ticket      where outsiders find a group's logs
 //! ```
 
 #[cfg_attr(
@@ -31,8 +32,12 @@ mod protocol;
     )
 )]
 mod session;
+mod ticket;
 
-pub use self::protocol::{
-    Cause, Fault, FromSync, SyncError, SyncFuture, SyncProtocol, SyncRead, SyncSink, SyncWrite,
-    TopicMap, TopicQuery,
+pub use self::{
+    protocol::{
+        Cause, Fault, FromSync, SyncError, SyncFuture, SyncProtocol, SyncRead, SyncSink, SyncWrite,
+        TopicMap, TopicQuery,
+    },
+    ticket::{LogTicket, ParseLogTicketError},
 };
