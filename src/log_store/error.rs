@@ -4,7 +4,10 @@ use std::{io, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use super::operation::{Line, OperationId, Refused};
+use super::{
+    machine::NoteRefused,
+    operation::{Line, OperationId, Refused},
+};
 use crate::group::{ExecuteError, NotApplied, QueryError, Stopped};
 
 /// What became of one operation.
@@ -185,4 +188,15 @@ impl From<ExecuteError> for LogError {
             ExecuteError::Stopped(stopped) => Self::Stopped(stopped),
         }
     }
+}
+
+/// A note was not changed, or it is not known.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum NoteError {
+    /// It was not.
+    #[error(transparent)]
+    Refused(NoteRefused),
+    /// It may have been.
+    #[error(transparent)]
+    Logs(#[from] LogError),
 }

@@ -1,11 +1,15 @@
 //! The log store's machine: which operations are taken, and what is written for them.
 
 mod command;
+mod notes;
 
 use std::{collections::BTreeMap, convert::Infallible, io, ops::ControlFlow, sync::Arc};
 
 pub use self::command::{APPEND_OPERATIONS_MAX, LogCommand, LogOutput, OutcomeRun, RawOperation};
 use self::command::{Runs, Taken};
+pub use self::notes::{
+    Expected, NOTE_NAME_BYTES_MAX, NOTE_VALUE_BYTES_MAX, NOTES_MAX, NoteRefused, NoteVersion,
+};
 use super::{
     error::{ChainRefused, LogRefused},
     ingest::InFlight,
@@ -308,7 +312,7 @@ impl StateMachine for LogStore {
         self.sweeping = Sweeping::Unknown;
     }
 
-    fn apply(&mut self, _at: Position, command: LogCommand) -> LogOutput {
+    fn apply(&mut self, at: Position, command: LogCommand) -> LogOutput {
         match command {
             LogCommand::OpenTopic { topic, line } => self.open_topic(topic, line),
             LogCommand::CloseTopic { topic } => self.close_topic(topic),
@@ -323,6 +327,11 @@ impl StateMachine for LogStore {
             LogCommand::Sweep => LogOutput::Swept {
                 left: self.sweep(SWEEP_OPERATIONS),
             },
+            LogCommand::Note {
+                name,
+                value,
+                expected,
+            } => self.note(at, &name, value.as_ref(), expected),
         }
     }
 

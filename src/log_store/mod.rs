@@ -16,12 +16,20 @@ mod table;
 
 use std::{fmt, io, ops::RangeBounds, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 
+pub(crate) use self::{
+    error::NoteError,
+    reader::{Note, Stored},
+    subscribe::{Committed, Quorate},
+};
 pub use self::{
     error::{ChainRefused, LogError, LogRefused, Outcome, Refusal},
     machine::{
-        APPEND_OPERATIONS_MAX, LogCommand, LogOutput, LogStore, LogView, OutcomeRun, RawOperation,
+        APPEND_OPERATIONS_MAX, Expected, LogCommand, LogOutput, LogStore, LogView,
+        NOTE_NAME_BYTES_MAX, NOTE_VALUE_BYTES_MAX, NOTES_MAX, NoteRefused, NoteVersion, OutcomeRun,
+        RawOperation,
     },
     operation::{
         Author, AuthorKey, BODY_BYTES_MAX, Draft, Field, HEADER_BYTES_MAX, Line, LogId, Operation,
@@ -30,10 +38,6 @@ pub use self::{
     reader::Heights,
 };
 use self::{ingest::InFlight, reader::Limits};
-pub(crate) use self::{
-    reader::Stored,
-    subscribe::{Committed, Quorate},
-};
 use crate::{
     group::{ExecuteError, Group},
     machine::{Moment, TableView},
@@ -424,6 +428,38 @@ impl Logs {
     /// The open topics and their lines, as far as this member knows. Blocking.
     pub(crate) fn topics(&self) -> io::Result<Vec<(Topic, Line)>> {
         self.moment(reader::topics)
+    }
+
+    /// The notes whose names begin so, as far as this member knows. Blocking.
+    pub(crate) fn notes(&self, prefix: &[u8]) -> io::Result<Vec<Note>> {
+        self.moment(|it| reader::notes(it, prefix))
+    }
+
+    /// The last change of any note that this member knows: cheap, to see whether to look.
+    pub(crate) fn notes_changed(&self) -> io::Result<Option<NoteVersion>> {
+        self.moment(reader::notes_changed)
+    }
+
+    /// Sets or removes a note on all members, if it still is as expected.
+    ///
+    /// # Errors
+    /// [`NoteError::Refused`]: it was not changed. Else it may have been.
+    pub(crate) async fn note(
+        &self,
+        name: Bytes,
+        value: Option<Bytes>,
+        expected: Expected,
+    ) -> Result<NoteVersion, NoteError> {
+        let command = LogCommand::Note {
+            name,
+            value,
+            expected,
+        };
+        match self.execute(command).await? {
+            LogOutput::Noted(version) => Ok(version),
+            LogOutput::NotNoted(refused) => Err(NoteError::Refused(refused)),
+            _ => Err(NoteError::Logs(LogError::Unknown)),
+        }
     }
 
     /// Tells when this member has applied more.

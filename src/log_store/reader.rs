@@ -11,8 +11,9 @@ use std::{
 use bytes::Bytes;
 
 use super::{
+    machine::NoteVersion,
     operation::{Author, Line, LogId, Operation, OperationId, Topic},
-    table::{self, Head, Held, OperationRecord, Place, TopicRecord},
+    table::{self, Head, Held, OperationRecord, Place, TopicRecord, note},
 };
 use crate::machine::{Moment, Order};
 
@@ -258,6 +259,38 @@ pub(super) fn commits(
         page.next = record.next;
     }
     Ok(page)
+}
+
+/// A small value that the members share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Note {
+    pub(crate) name: Bytes,
+    pub(crate) value: Bytes,
+    pub(crate) version: NoteVersion,
+}
+
+/// The notes whose names begin so, in the order of their names.
+pub(super) fn notes(moment: &Moment<'_>, prefix: &[u8]) -> io::Result<Vec<Note>> {
+    let mut found = Vec::new();
+    let (from, to) = note::range(prefix);
+    each(moment, &from, &to, |key, value| {
+        let (version, value) = note::decode(value)?;
+        let name = note::name(key)?;
+        found.push(Note {
+            name,
+            value,
+            version,
+        });
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(found)
+}
+
+/// The last change of any note.
+pub(super) fn notes_changed(moment: &Moment<'_>) -> io::Result<Option<NoteVersion>> {
+    let stats = moment.get(&note::STATS)?;
+    let stats = stats.map(|it| note::decode_stats(&it)).transpose()?;
+    Ok(stats.map(|(_, last)| last))
 }
 
 /// An operation that was checked when it was taken.

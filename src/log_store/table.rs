@@ -12,6 +12,8 @@
 //! 04 ‖ id 32                           place: log 32 ‖ author 32 ‖ seq 4
 //! 05 ‖ log 32 ‖ number 8               author 32 ‖ seq 4: the topic's commit order
 //! 06 ‖ log 32 ‖ author 32              sweep: seq 4, the lowest pruned that may be left
+//! 07 ‖ name                            note: index 8 ‖ offset 4 of its last change ‖ value
+//! 08                                   notes: count 8 ‖ index 8 ‖ offset 4 of the last change
 //! ```
 //!
 //! Numbers are big-endian, so that keys are ordered as they count. A topic's log has one id,
@@ -23,6 +25,8 @@
 //! - "Bytes through" counts header and body of every operation the log ever took, so the size of
 //!   any range is one subtraction; how many operations it has is another, of its sequence numbers.
 //! - A number of a topic's commit order is given once. Swept operations leave gaps.
+
+pub(super) mod note;
 
 use std::io;
 

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::notes::{Expected, NoteRefused, NoteVersion};
 use crate::log_store::{
     error::{ChainRefused, LogRefused},
     operation::{Author, Line, LogId, Topic},
@@ -63,6 +64,16 @@ pub enum LogCommand {
     },
     /// Frees bytes of pruned operations; the output is [`LogOutput::Swept`].
     Sweep,
+    /// Sets or removes a note, if it still is as expected; the output is [`LogOutput::Noted`] or
+    /// [`LogOutput::NotNoted`].
+    Note {
+        /// Which one.
+        name: Bytes,
+        /// What it says from now on; none removes it.
+        value: Option<Bytes>,
+        /// What it must be as.
+        expected: Expected,
+    },
 }
 
 /// An operation's bytes as they came.
@@ -98,6 +109,10 @@ pub enum LogOutput {
     },
     /// Nothing was changed.
     Refused(LogRefused),
+    /// A note was changed; its version from now on.
+    Noted(NoteVersion),
+    /// A note was not changed.
+    NotNoted(NoteRefused),
 }
 
 /// What became of consecutive operations of an append.
