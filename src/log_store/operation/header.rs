@@ -118,7 +118,7 @@ pub(super) fn decode_start(
     let hash = match (size, reader.peek()) {
         (0, Some(Kind::Bytes)) => return Err(Refused::PayloadSizeMissing),
         (0, _) => None,
-        (_, Some(Kind::Bytes)) => Some(reader.bytes(Field::PayloadHash)?),
+        (_, Some(Kind::Bytes) | None) => Some(reader.bytes(Field::PayloadHash)?),
         _ => return Err(Refused::PayloadHashMissing),
     };
     if size > super::BODY_BYTES_MAX {
@@ -134,7 +134,9 @@ pub(super) fn decode_place(reader: &mut Reader<'_>) -> Result<(u32, Option<Opera
     let backlink = match (seq, reader.peek()) {
         (0, Some(Kind::Bytes)) => return Err(Refused::BacklinkUnexpected),
         (0, _) => None,
-        (_, Some(Kind::Bytes)) => Some(OperationId::from_bytes(reader.bytes(Field::Backlink)?)),
+        (_, Some(Kind::Bytes) | None) => {
+            Some(OperationId::from_bytes(reader.bytes(Field::Backlink)?))
+        }
         _ => return Err(Refused::BacklinkMissing),
     };
     Ok((seq, backlink))

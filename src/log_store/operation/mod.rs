@@ -11,7 +11,11 @@ mod header_v06;
 mod header_v07;
 mod names;
 mod refused;
+#[cfg(test)]
+mod rule_tests;
 mod sign;
+#[cfg(test)]
+mod stock_tests;
 #[cfg(test)]
 mod tests;
 
@@ -78,7 +82,13 @@ impl Operation {
         if length > HEADER_BYTES_MAX {
             return Err(Refused::HeaderTooLong { bytes: length });
         }
-        let says = Header::decode(line, &header)?;
+        let says = Header::decode(line, &header).map_err(|refused| {
+            let other = line.other();
+            match Header::decode(other, &header) {
+                Ok(_) => Refused::OtherLine { found: other },
+                Err(_) => refused,
+            }
+        })?;
         if let Some(body) = &body {
             check_body(&says, body)?;
         }

@@ -21,6 +21,15 @@ pub enum Line {
     V07,
 }
 
+impl Line {
+    pub(super) fn other(self) -> Self {
+        match self {
+            Self::V06 => Self::V07,
+            Self::V07 => Self::V06,
+        }
+    }
+}
+
 impl fmt::Display for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

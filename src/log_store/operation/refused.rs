@@ -4,7 +4,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{BODY_BYTES_MAX, HEADER_BYTES_MAX, names::OperationId};
+use super::{
+    BODY_BYTES_MAX, HEADER_BYTES_MAX,
+    names::{Line, OperationId},
+};
 
 /// The rule that an operation breaks. Always the fault of whoever made or changed its bytes;
 /// trying again with the same bytes never helps.
@@ -24,10 +27,15 @@ pub enum Refused {
         /// How long it is.
         bytes: u64,
     },
+    /// The header is one of the other line.
+    #[error("it is of line {found}: a topic takes operations of its own line only")]
+    OtherLine {
+        /// The line that it is of.
+        found: Line,
+    },
     /// The header ends early, or is no CBOR.
     #[error(
-        "its header cannot be read from byte {at} on: send the bytes as the author signed \
-         them, to a topic of the author's line"
+        "its header cannot be read from byte {at} on: send the bytes as the author signed them"
     )]
     Malformed {
         /// Where reading stopped.
@@ -65,10 +73,7 @@ pub enum Refused {
         at: u32,
     },
     /// A field is of another type or size than its place asks for, or is missing.
-    #[error(
-        "its header has no valid {field} in its place: check the order of the fields and the \
-         author's line"
-    )]
+    #[error("its header has no valid {field} in its place: check the order of the fields and the")]
     FieldInvalid {
         /// Which one.
         field: Field,

@@ -1,6 +1,7 @@
 //! Golden bytes of the stock crates, and each rule broken once.
 
 use bytes::Bytes;
+use proptest::prelude::*;
 
 use super::*;
 
@@ -76,6 +77,180 @@ fn the_golden_draft_is_signed_to_the_golden_header() {
 fn the_names_of_a_topic_are_those_of_stock() {
     let topic = Topic::from_bytes([7; 32]);
     assert_eq!(topic.log_id().to_string(), LOG_ID);
+    assert_eq!(topic.derived().to_string(), DERIVED);
+}
+
+#[test]
+fn any_flipped_bit_is_refused() {
+    for line in LINES {
+        let draft = golden_draft(line);
+        let (header, body) = (golden_header(line), draft.body.expect("it has one"));
+        let id = decode(line, &header).expect("stock made it").id();
+        for bit in 0..header.len() * 8 {
+            if let Ok(it) = decode(line, &flipped(&header, bit)) {
+                assert_ne!(it.id(), id, "bit {bit}");
+                assert!(it.verify().is_err(), "bit {bit}");
+            }
+        }
+        for bit in 0..body.len() * 8 {
+            let body = flipped(&body, bit).into();
+            let refused = Operation::decode(line, header.clone(), Some(body));
+            assert_eq!(refused, Err(Refused::BodyHash));
+        }
+    }
+}
+
+#[test]
+fn a_body_is_the_one_that_was_signed_or_none() {
+    for line in LINES {
+        let draft = golden_draft(line);
+        let decode = |body: Option<Bytes>| Operation::decode(line, golden_header(line), body);
+        let whole = draft.body.clone().expect("it has one");
+        assert_eq!(decode(None).expect("may be missing").body(), None);
+        for (body, found) in [(Bytes::new(), 0), (whole.slice(1..), 99)] {
+            let wanted = Refused::BodySize { found, wanted: 100 };
+            assert_eq!(decode(Some(body)), Err(wanted));
+        }
+
+        let bodyless = Draft {
+            body: Some(Bytes::new()),
+            ..draft
+        };
+        let bodyless = Operation::sign(bodyless, &AuthorKey::generate()).expect("as none");
+        assert_eq!(
+            (bodyless.payload_size(), bodyless.payload_hash()),
+            (0, None)
+        );
+        assert_eq!(bodyless.body(), None);
+        for body in [Bytes::new(), whole] {
+            let refused = Operation::decode(line, bodyless.header().clone(), Some(body));
+            assert_eq!(refused, Err(Refused::BodyUnexpected));
+        }
+    }
+}
+
+#[test]
+fn a_draft_that_breaks_a_rule_is_not_signed() {
+    let key = AuthorKey::generate();
+    for line in LINES {
+        let draft = golden_draft(line);
+        let sign = |draft| Operation::sign(draft, &key).map(drop);
+        let unlinked = Draft {
+            backlink: None,
+            ..draft.clone()
+        };
+        assert_eq!(sign(unlinked), Err(Refused::BacklinkMissing));
+        let linked = Draft {
+            seq: 0,
+            ..draft.clone()
+        };
+        assert_eq!(sign(linked), Err(Refused::BacklinkUnexpected));
+
+        let mut body = vec![0; BODY_BYTES_MAX as usize];
+        let largest = Draft {
+            body: Some(body.clone().into()),
+            ..draft.clone()
+        };
+        assert_eq!(sign(largest), Ok(()));
+        body.push(0);
+        let larger = Draft {
+            body: Some(body.into()),
+            ..draft.clone()
+        };
+        let bytes = BODY_BYTES_MAX + 1;
+        assert_eq!(sign(larger), Err(Refused::PayloadTooLarge { bytes }));
+
+        let last = Draft {
+            seq: u32::MAX,
+            ..draft
+        };
+        let last = Operation::sign(last, &key).expect("it may be there");
+        let refused = Draft::after(&last, 0, None).map(drop);
+        assert_eq!(refused, Err(Refused::SequenceTooHigh { found: 1 << 32 }));
+    }
+}
+
+#[test]
+fn each_line_refuses_the_other_ones_headers() {
+    for line in LINES {
+        let header = golden_header(line);
+        let refused = Operation::decode(line.other(), header, None);
+        assert_eq!(refused, Err(Refused::OtherLine { found: line }));
+    }
+}
+
+#[test]
+fn many_signatures_are_checked_in_order() {
+    let good = decode(Line::V06, &golden_header(Line::V06)).expect("stock made it");
+    let bad = flipped(&golden_header(Line::V07), 60 * 8);
+    let bad = decode(Line::V07, &bad).expect("only its signature is wrong");
+    let invalid = Err(Refused::SignatureInvalid { id: bad.id() });
+    for count in [0, 1, 7, 8, 100, 101] {
+        let is_bad = |nth: usize| nth % 3 == 1 || nth + 1 == count;
+        let all: Vec<_> = (0..count)
+            .map(|nth| {
+                if is_bad(nth) {
+                    bad.clone()
+                } else {
+                    good.clone()
+                }
+            })
+            .collect();
+        let wanted: Vec<_> = (0..count)
+            .map(|nth| if is_bad(nth) { invalid } else { Ok(()) })
+            .collect();
+        assert_eq!(verify_all(&all), wanted);
+    }
+}
+
+#[test]
+fn a_name_is_64_digits_of_either_case() {
+    let author = Author::from_bytes([0xab; 32]);
+    assert_eq!(author.to_string(), "ab".repeat(32));
+    assert_eq!("AB".repeat(32).parse(), Ok(author));
+    assert_eq!(format!("{author:?}"), "Author(ababababab)");
+    for wrong in ["", "ab", &"ab".repeat(33), &"xy".repeat(32)] {
+        let error = wrong.parse::<Author>().expect_err("it is no name");
+        assert_eq!(error.to_string(), "an author is 64 hexadecimal digits");
+    }
+    assert!("0.8".parse::<Line>().is_err());
+}
+
+#[test]
+fn an_author_key_shows_nothing_of_itself() {
+    let key = AuthorKey::from_bytes(&[0xab; 32]);
+    let draft = Draft::first(Line::V06, Topic::named("x").log_id(), 0, None);
+    let operation = Operation::sign(draft, &key).expect("it breaks no rule");
+    let shown = format!("{key:?} {operation:?}");
+    assert!(!shown.contains("abab") && !shown.contains("171"), "{shown}");
+}
+
+fn decode(line: Line, header: &[u8]) -> Result<Operation, Refused> {
+    Operation::decode(line, Bytes::copy_from_slice(header), None)
+}
+
+fn flipped(bytes: &[u8], bit: usize) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    bytes[bit / 8] ^= 1 << (bit % 8);
+    bytes
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2048))]
+
+    #[test]
+    fn garbage_does_no_harm(
+        garbage in prop::collection::vec(any::<u8>(), 0..600),
+        kept in 0..240usize,
+    ) {
+        for line in LINES {
+            let _ = decode(line, &garbage);
+            let header = golden_header(line);
+            let mut bytes = header[..kept.min(header.len())].to_vec();
+            bytes.extend(&garbage);
+            let _ = decode(line, &bytes);
+        }
+    }
 }
 
 const HEADER_V06: &str = "\
@@ -96,3 +271,4 @@ const HEADER_V07: &str = "\
 const ID_V07: &str = "04624ddc0969e83095250e68f7df2df186f0bc7a7ea60e41e779586111262f5c";
 const BACKLINK: &str = "a11cb032790dba2f14af21a5eeeabe59468e99c3b2e78e632919462fe3d76bbb";
 const LOG_ID: &str = "ebaf85b465a09de21b398fb112c1500f2cbe658c42f379e0c0f18d24b819f637";
+const DERIVED: &str = "569e5fce4e64fb0bf93cf8ccba0ccbaede16baf9ac2ea2e9ac3a202b412ead21";
