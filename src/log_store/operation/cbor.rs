@@ -1,7 +1,7 @@
 //! The part of CBOR that headers are made of, read strictly: each value has one form.
 //!
 //! ```text
-//! item = head ‖ content     head = kind (3 bits) ‖ info (5 bits) ‖ argument (0, 1, 2, 4, 8 bytes)
+//! item = head ‖ content     head = kind (3 bits) ‖ info (5 bits) ‖ argument (0 to 8 bytes)
 //! ```
 //!
 //! Canonical means: arguments in the fewest bytes, no indefinite lengths, map keys in the order of

@@ -4,6 +4,10 @@
 //! canonical CBOR: `prune_flag` (only if true), `log_id`, `version`. A standard node reads other
 //! forms too, but writes this one before it hashes and checks the signature, so another form has
 //! another id there, and no valid signature.
+//!
+//! A standard node also takes sequences and payload sizes up to 64 bits and any version of the
+//! extensions. Here the sequence ends where it does on line 0.7, the payload where a member could
+//! not serve it, and the version is the only one that anything writes.
 
 use super::{
     cbor::{Reader, Writer},

@@ -3,6 +3,10 @@
 //! The extensions are a list: version, variant, log id, timestamp, and then for the variant
 //! 0 (basic) the prune flag, for 1 (causal) the list of previous operations. Whatever follows is
 //! for later versions: passed over here as there, if it is canonical and within the limits.
+//!
+//! A standard node also passes over tags, here refused, before the header and its known fields.
+//! Its store writes a header without the tags that are not in the extensions: the signature does
+//! not fit any more, and the node cannot read its own log again.
 
 use super::{
     cbor::{DEPTH_MAX, ITEM_LENGTH_MAX, Reader, Writer},

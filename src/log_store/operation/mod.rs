@@ -6,6 +6,8 @@
 //! or the codec of the line says why.
 
 mod cbor;
+#[cfg(test)]
+mod golden_tests;
 mod header;
 mod header_v06;
 mod header_v07;

@@ -2,6 +2,7 @@
 
 use super::{
     cbor::{DEPTH_MAX, Writer},
+    golden_tests::hex,
     *,
 };
 
@@ -360,12 +361,6 @@ fn unknown_extensions_of_line_07_are_canonical_and_within_the_limits() {
         matches!(bottomless, Err(Refused::NestedTooDeep { .. })),
         "{bottomless:?}"
     );
-}
-
-fn hex(digits: &str) -> Vec<u8> {
-    data_encoding::HEXLOWER
-        .decode(digits.as_bytes())
-        .expect("it is hexadecimal")
 }
 
 /// Integers, strings, lists, maps, tags, simple values and floats, each in its one form.
