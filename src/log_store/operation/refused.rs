@@ -15,6 +15,8 @@ use super::{
 /// A standard node ends a session over one header that it cannot read, and asks for it again, so
 /// one such operation would block its topic for all of them: nothing is taken here that they
 /// refuse.
+///
+/// Its serialized form is frozen: new variants and fields go to the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refused {
