@@ -77,7 +77,7 @@ impl fmt::Debug for AuthorKey {
 /// let first = Draft::first(Line::V07, topic.log_id(), 1_700_000_000_000_000, Some("hi".into()));
 /// let first = Operation::sign(first, &key)?;
 ///
-/// let next = Draft::after(&first, 1_700_000_001_000_000, Some("again".into()))?;
+/// let next = Draft::after(&first, 1_700_000_001_000_000, Some("again".into()));
 /// let next = Operation::sign(next, &key)?;
 /// assert_eq!((next.seq(), next.backlink()), (1, Some(first.id())));
 /// # Ok::<(), quorate::log_store::Refused>(())
@@ -116,26 +116,20 @@ impl Draft {
         }
     }
 
-    /// The operation after `before`, in its log.
-    ///
-    /// # Errors
-    ///
-    /// [`Refused::SequenceTooHigh`] where `before` is the last that a log can have.
-    pub fn after(
-        before: &Operation,
-        timestamp_micros: u64,
-        body: Option<Bytes>,
-    ) -> Result<Self, Refused> {
-        let seq = before.seq().checked_add(1);
-        Ok(Self {
+    /// The operation after `before`, in its log. After the last that a log can have comes none:
+    /// [`Operation::sign`] refuses it.
+    #[must_use]
+    pub fn after(before: &Operation, timestamp_micros: u64, body: Option<Bytes>) -> Self {
+        Self {
             line: before.line(),
             log_id: before.log_id(),
-            seq: seq.ok_or(Refused::SequenceTooHigh { found: 1 << 32 })?,
+            // Wraps to a first operation that has a backlink, which breaks a rule.
+            seq: before.seq().wrapping_add(1),
             backlink: Some(before.id()),
             prune: false,
             timestamp_micros,
             body,
-        })
+        }
     }
 }
 
