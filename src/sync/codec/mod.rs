@@ -12,7 +12,11 @@
 
 mod cbor;
 mod frames;
+#[cfg(test)]
+pub(crate) mod golden;
 mod postcard;
+#[cfg(test)]
+mod tests;
 mod v06;
 mod v07;
 
@@ -26,6 +30,7 @@ pub(crate) use self::{
     postcard::{Reader as PostcardReader, Write as PostcardWrite},
     v07::framed,
 };
+pub(crate) use crate::log_store::Heights;
 use crate::log_store::{Author, BODY_BYTES_MAX, HEADER_BYTES_MAX, Line, LogId, Topic};
 
 /// The longest frame of the 0.7 line, in bytes: room for every operation that a member can hold.
@@ -53,9 +58,6 @@ const _: () = assert!(
     2 * (HEADER_BYTES_MAX + BODY_BYTES_MAX) + FRAME_REST_MAX <= FRAME_MAX_V06 as u64,
     "every operation that is admitted can be sent in the 0.6 line"
 );
-
-/// The highest sequence number held of each author's logs.
-pub(crate) type Heights = BTreeMap<Author, BTreeMap<LogId, u32>>;
 
 /// The messages of the first stream, which agree on the topic.
 #[derive(Debug, Clone, PartialEq, Eq)]

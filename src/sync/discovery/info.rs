@@ -113,6 +113,11 @@ impl TransportInfo {
         self.stamp
     }
 
+    #[cfg(test)]
+    pub(super) fn signature(&self) -> &[u8; 64] {
+        &self.signature
+    }
+
     /// The ways to the node: none if it can not be dialled.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = &Address> {
         self.endpoint.iter().flat_map(|(_, addresses)| addresses)

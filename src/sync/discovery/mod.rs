@@ -17,6 +17,8 @@ mod ephemeral;
 mod info;
 mod message;
 mod signing;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,7 +29,6 @@ pub(crate) use self::{
     ephemeral::{EPHEMERAL_BYTES_MAX, Ephemeral, EphemeralError},
     info::{Address, InvalidInfo, Stamp, TransportInfo},
 };
-pub(crate) use super::codec::line_of_first_discovery_byte;
 use super::{
     codec::{Frames, WireFault},
     protocol::{Fault, SyncError},
@@ -99,7 +100,7 @@ impl Discovery {
     }
 
     /// The side that the stream was opened to; its first byte
-    /// [tells the line](line_of_first_discovery_byte).
+    /// [tells the line](super::codec::line_of_first_discovery_byte).
     pub(crate) fn bob(line: Line, local: Local) -> Self {
         Self::new(line, local, State::BobSalt)
     }

@@ -20,6 +20,8 @@
 mod handshake;
 mod output;
 mod plan;
+#[cfg(test)]
+mod tests;
 
 use bytes::Bytes;
 

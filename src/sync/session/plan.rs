@@ -83,7 +83,7 @@ impl Plan {
         theirs: &Heights,
         budget: Budget,
         behind: Option<&Author>,
-        mut size: impl FnMut(&Author, &LogId, Option<u32>, u32) -> Result<(u64, u64), E>,
+        mut size: impl FnMut(Author, LogId, Option<u32>, u32) -> Result<(u64, u64), E>,
     ) -> Result<Self, E> {
         let mut lacks = lacks(ours, theirs, behind);
         let mut operations = u64::from(budget.operations);
@@ -171,12 +171,12 @@ fn lacks(ours: &Heights, theirs: &Heights, behind: Option<&Author>) -> Vec<Lack>
 fn extend<E>(
     lack: &mut Lack,
     share: (u64, u64),
-    size: &mut impl FnMut(&Author, &LogId, Option<u32>, u32) -> Result<(u64, u64), E>,
+    size: &mut impl FnMut(Author, LogId, Option<u32>, u32) -> Result<(u64, u64), E>,
 ) -> Result<(), E> {
     let range = &mut lack.range;
     let (author, log, after) = (range.author, range.log, range.after);
     let mut try_until = |until: u32| {
-        let (operations, bytes) = size(&author, &log, after, until)?;
+        let (operations, bytes) = size(author, log, after, until)?;
         if operations > share.0 || bytes > share.1 {
             return Ok(ControlFlow::Break(()));
         }
@@ -205,7 +205,7 @@ fn extend<E>(
 /// The first operation of the first log, if everything is larger than its share.
 fn take_one_at_least<E>(
     lacks: &mut [Lack],
-    size: &mut impl FnMut(&Author, &LogId, Option<u32>, u32) -> Result<(u64, u64), E>,
+    size: &mut impl FnMut(Author, LogId, Option<u32>, u32) -> Result<(u64, u64), E>,
 ) -> Result<(), E> {
     if lacks.iter().any(|it| it.range.operations > 0) {
         return Ok(());

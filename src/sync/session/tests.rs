@@ -1,0 +1,6 @@
+//! Two sessions against each other, and one against a liar.
+
+mod liar;
+mod monitor;
+mod pair;
+mod plan;
