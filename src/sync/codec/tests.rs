@@ -28,63 +28,36 @@ fn golden_messages(line: Line) -> Vec<(&'static str, Message)> {
         bytes("header.first.bodyless"),
         bytes("body"),
     );
+    let pre_sync = Message::PreSync {
+        operations: 10_000,
+        bytes: 3_000_000,
+    };
+    let operation = |header: &Bytes, body| Message::Operation {
+        header: header.clone(),
+        body,
+    };
+    let live = |header: &Bytes, body| Message::Live {
+        header: header.clone(),
+        body,
+    };
+    let two_logs = have(&[
+        (author, &[(log, 1), (other_log, 70_000)]),
+        (other, &[(log, 300)]),
+    ]);
+    let two_authors = have(&[(author, &[(log, 1)]), (other, &[(log, 300)])]);
+    let empty = Some(Bytes::new());
     vec![
         ("sync.have.empty", have(&[])),
         ("sync.have.one", have(&[(author, &[(log, 1)])])),
-        (
-            "sync.have.two_authors",
-            have(&[(author, &[(log, 1)]), (other, &[(log, 300)])]),
-        ),
-        (
-            "sync.have.two_logs",
-            have(&[
-                (author, &[(log, 1), (other_log, 70_000)]),
-                (other, &[(log, 300)]),
-            ]),
-        ),
-        (
-            "sync.pre_sync",
-            Message::PreSync {
-                operations: 10_000,
-                bytes: 3_000_000,
-            },
-        ),
-        (
-            "sync.operation",
-            Message::Operation {
-                header: header.clone(),
-                body: Some(body.clone()),
-            },
-        ),
-        (
-            "sync.operation.bodyless",
-            Message::Operation {
-                header: bodyless.clone(),
-                body: None,
-            },
-        ),
-        (
-            "sync.operation.empty_body",
-            Message::Operation {
-                header: bodyless.clone(),
-                body: Some(Bytes::new()),
-            },
-        ),
+        ("sync.have.two_authors", two_authors),
+        ("sync.have.two_logs", two_logs),
+        ("sync.pre_sync", pre_sync),
+        ("sync.operation", operation(&header, Some(body.clone()))),
+        ("sync.operation.bodyless", operation(&bodyless, None)),
+        ("sync.operation.empty_body", operation(&bodyless, empty)),
         ("sync.done", Message::Done),
-        (
-            "live",
-            Message::Live {
-                header,
-                body: Some(body),
-            },
-        ),
-        (
-            "live.bodyless",
-            Message::Live {
-                header: bodyless,
-                body: None,
-            },
-        ),
+        ("live", live(&header, Some(body))),
+        ("live.bodyless", live(&bodyless, None)),
         ("close", Message::Close),
     ]
 }
