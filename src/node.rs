@@ -15,7 +15,7 @@ use crate::{
     machine::{Host, StateMachine, Views},
     mesh::Links,
     metrics::{Counters, Metrics},
-    raft::{Replica, ReplicaSpec, Role},
+    raft::{Replica, ReplicaSpec, Role, Stored},
     storage::{GroupRecord, NewGroup, Store},
 };
 
@@ -263,11 +263,15 @@ impl Node {
         machine: M,
         contacts: Vec<PeerAddr>,
     ) -> io::Result<(Group<M>, Arc<Replica>)> {
-        let (host, views): (Host<M>, Views<M>) = Host::new(machine);
+        let stored = M::STORED.then(|| Stored::open(&self.inner.store, record.local));
+        let stored = stored.transpose()?;
+        let table = stored.as_ref().map(Stored::table);
+        let (host, views): (Host<M>, Views<M>) = Host::new(machine, table);
         let replica = Replica::start(ReplicaSpec {
             key,
             record,
             machine: Box::new(host),
+            stored,
             contacts,
             store: self.inner.store.clone(),
             links: self.inner.links.clone(),

@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{Position, Snapshot, SnapshotReader, StateMachine};
+use super::{Position, Snapshot, SnapshotReader, StateMachine, Table};
 
 /// A machine that takes and gives bytes.
 ///
@@ -42,8 +42,12 @@ pub(crate) struct Host<M: StateMachine> {
 }
 
 impl<M: StateMachine> Host<M> {
-    /// Takes the machine in; its views start at the position before the first.
-    pub(crate) fn new(machine: M) -> (Self, Views<M>) {
+    /// Takes the machine in, and gives it its table if it keeps its state in one; its views start
+    /// at the position before the first.
+    pub(crate) fn new(mut machine: M, table: Option<Table>) -> (Self, Views<M>) {
+        if let Some(table) = table {
+            machine.open(table);
+        }
         let published = Published {
             applied: Position::default(),
             view: machine.view(),
@@ -200,7 +204,7 @@ mod tests {
 
     #[test]
     fn commands_go_in_and_outputs_come_out_as_bytes() {
-        let (mut host, _) = Host::new(Map::new());
+        let (mut host, _) = Host::new(Map::new(), None);
         let first = host.apply(at(1), &put("k", "one")).expect("it decodes");
         assert_eq!(decode(&first), Ok(MapOutput::Previous(None)));
         let second = host.apply(at(2), &put("k", "two")).expect("it decodes");
@@ -210,7 +214,7 @@ mod tests {
 
     #[test]
     fn what_does_not_decode_changes_nothing_and_is_found_beforehand() {
-        let (mut host, views) = Host::new(Map::new());
+        let (mut host, views) = Host::new(Map::new(), None);
         let check = host.check();
         let whole = put("key", "value");
         let mut longer = whole.to_vec();
@@ -228,7 +232,7 @@ mod tests {
 
     #[test]
     fn readers_see_what_was_published_and_nothing_later() {
-        let (mut host, views) = Host::new(Map::new());
+        let (mut host, views) = Host::new(Map::new(), None);
         assert_eq!(views.applied(), Position::default());
         host.apply(at(7), &put("k", "v")).expect("it decodes");
         assert_eq!(
@@ -242,13 +246,13 @@ mod tests {
 
     #[test]
     fn a_restored_host_holds_the_state_of_the_other() {
-        let (mut host, _) = Host::new(Map::new());
+        let (mut host, _) = Host::new(Map::new(), None);
         host.apply(at(1), &put("k", "v")).expect("it decodes");
         let mut bytes = Vec::new();
         host.snapshot()
             .write_to(&mut bytes)
             .expect("memory takes it");
-        let (mut other, views) = Host::new(Map::new());
+        let (mut other, views) = Host::new(Map::new(), None);
         other.apply(at(1), &put("gone", "v")).expect("it decodes");
         other
             .restore(SnapshotReader::new(&mut &bytes[..]))
@@ -293,7 +297,7 @@ mod tests {
 
     #[test]
     fn no_view_is_torn_or_goes_back_while_a_writer_publishes() {
-        let (mut host, views) = Host::new(Index(0));
+        let (mut host, views) = Host::new(Index(0), None);
         let done = AtomicBool::new(false);
         thread::scope(|scope| {
             for _ in 0..2 {

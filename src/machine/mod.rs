@@ -9,7 +9,8 @@ use std::io;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-pub(crate) use self::host::{CheckCommand, Host, Machine, Views, decode, encode};
+pub(crate) use self::host::{CheckCommand, Host, Machine, Undecodable, Views, decode, encode};
+pub(crate) use self::table::{Backing, Pinned, Reads, Visit};
 pub use self::{
     map::{Map, MapAnswer, MapCommand, MapOutput, MapQuery},
     snapshot::{Snapshot, SnapshotReader},

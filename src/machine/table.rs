@@ -157,7 +157,6 @@ impl Table {
         Self::new(Arc::clone(&backing) as _, Some(backing))
     }
 
-    #[cfg_attr(not(test), expect(dead_code, reason = "the runtime follows"))]
     /// The runtime writes its changes to the backing, now and then.
     pub(crate) fn over(backing: Arc<dyn Backing>) -> Self {
         Self::new(backing, None)
@@ -259,7 +258,6 @@ impl Table {
     }
 
     /// Bytes of changes that are not yet written.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the runtime follows"))]
     pub(crate) fn unwritten_bytes(&self) -> usize {
         self.overlay().bytes()
     }
@@ -269,7 +267,6 @@ impl Table {
     ///
     /// # Errors
     /// If a read has failed: what was made of it must not be written.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the runtime follows"))]
     pub(crate) fn take_changes(&self) -> Result<Changes, Cause> {
         let changes = std::mem::take(&mut *self.overlay()).into_changes();
         match self.inner.failed.get() {
@@ -279,7 +276,6 @@ impl Table {
     }
 
     /// The first failure of the store that the machine met.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the runtime follows"))]
     pub(crate) fn failed(&self) -> Option<Cause> {
         self.inner.failed.get().cloned()
     }

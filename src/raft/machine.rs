@@ -22,13 +22,14 @@ use tokio::sync::{Mutex, watch};
 
 use super::{
     Entry, LogId, Reply, SnapshotMeta, StoredMembership, Types, codec,
-    entry::Batch,
-    sessions::{Sessions, read_value, write_value},
+    entry::{Batch, SessionId},
+    sessions::{Answer, Sessions, read_value, write_value},
+    stored::{Found, Note, Stored},
 };
 use crate::{
     error::Cause,
     identity::MemberId,
-    machine::{Machine, Position, SnapshotReader},
+    machine::{Machine, Position, SnapshotReader, Undecodable},
     metrics::Counters,
     storage::{Snapshots, StagedSnapshot, StoredSnapshot, Turn},
 };
@@ -41,11 +42,15 @@ const SNAPSHOT_VERSION: u32 = 1;
 /// The replicated state.
 pub(super) struct State {
     machine: Box<dyn Machine>,
+    /// Where the machine keeps its state, if not in memory.
+    stored: Option<Stored>,
+    /// Entries were applied behind the last write to `stored`.
+    unwritten: bool,
     sessions: Sessions,
     removed: BTreeSet<MemberId>,
     applied: Option<LogId>,
     membership: StoredMembership,
-    /// Set by a panic in the machine; nothing is applied after it.
+    /// Set by a panic in the machine, or a failure of its store; nothing is applied after it.
     broken: Option<Cause>,
 }
 
@@ -75,25 +80,46 @@ pub(crate) enum SnapshotFile {
 }
 
 impl StateHandle {
+    /// A machine in the store goes on where it was, and shows so at once.
     pub(super) fn new(
         machine: Box<dyn Machine>,
+        mut stored: Option<Stored>,
         snapshots: Snapshots,
         counters: Arc<Counters>,
-    ) -> Self {
-        Self {
-            state: Arc::new(Mutex::new(State {
-                machine,
-                sessions: Sessions::default(),
-                removed: BTreeSet::new(),
-                applied: None,
-                membership: StoredMembership::default(),
-                broken: None,
-            })),
-            applied: Arc::new(watch::Sender::new(Applied::default())),
+    ) -> io::Result<Self> {
+        let found = stored.as_mut().map(Stored::found).transpose()?;
+        let Found {
+            applied,
+            membership,
+            removed,
+            sessions,
+        } = found.unwrap_or_default();
+        let mut state = State {
+            machine,
+            stored,
+            unwritten: false,
+            sessions,
+            removed,
+            applied,
+            membership,
+            broken: None,
+        };
+        if state.stored.is_some() {
+            state.broken = state.show().err();
+        }
+        Ok(Self {
+            applied: Arc::new(watch::Sender::new(state.told())),
+            broken: Arc::new(watch::Sender::new(state.broken.clone())),
+            state: Arc::new(Mutex::new(state)),
             snapshots,
             counters,
-            broken: Arc::new(watch::Sender::new(None)),
-        }
+        })
+    }
+
+    /// The table of sessions as it is.
+    #[cfg(test)]
+    pub(super) async fn sessions(&self) -> Sessions {
+        self.state.lock().await.sessions.clone()
     }
 
     /// What has been applied, watchable.
@@ -110,16 +136,14 @@ impl StateHandle {
         &self.snapshots
     }
 
-    /// Publishes the view and tells what is applied, then answers: whoever has an answer sees its
-    /// effect in the next local query.
+    /// Writes what is to be in the store, publishes the view and tells what is applied, then
+    /// answers: whoever has an answer sees its effect in the next local query.
     fn publish(
         &self,
         state: &mut State,
         answers: &mut Vec<(ApplyResponder<Types>, Reply)>,
     ) -> io::Result<()> {
-        let at = state.position();
-        if let Err(panic) = guarded(|| state.machine.publish(at)) {
-            let cause = panicked(state.machine.name(), "taking a view", &panic);
+        if let Err(cause) = state.write().and_then(|()| state.show()) {
             return Err(self.stop(state, cause));
         }
         self.applied.send_if_modified(|told| {
@@ -145,12 +169,19 @@ impl StateHandle {
         let mut state = Arc::clone(&self.state).lock_owned().await;
         let restored = tokio::task::spawn_blocking(move || {
             let mut reader = stored.reader();
-            let result = guarded(|| state.read(meta, &mut reader));
+            let result = guarded(|| {
+                state.read(meta, &mut reader)?;
+                state
+                    .write()
+                    .map_err(|cause| io::Error::other(cause.to_string()))
+            });
             Ok::<_, io::Error>((state, result))
         });
         let (mut state, result) = restored.await.map_err(io::Error::other)??;
         match result {
-            Ok(done) => done?,
+            Ok(Ok(())) => {}
+            // What is left of the state is of no use, so it must not be written any more.
+            Ok(Err(error)) => return Err(self.stop(&mut state, Cause::new(error))),
             Err(panic) => {
                 let cause = panicked(state.machine.name(), "being restored", &panic);
                 return Err(self.stop(&mut state, cause));
@@ -178,7 +209,10 @@ impl RaftStateMachine<Types> for StateHandle {
 
     async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
         let state = self.state.lock().await;
-        Ok((state.applied, state.membership.clone()))
+        match &state.broken {
+            Some(cause) => Err(io::Error::other(cause.to_string())),
+            None => Ok((state.applied, state.membership.clone())),
+        }
     }
 
     async fn apply<Strm>(&mut self, mut entries: Strm) -> io::Result<()>
@@ -205,7 +239,7 @@ impl RaftStateMachine<Types> for StateHandle {
             };
             answers.extend(responder.map(|it| (it, reply)));
             unpublished += 1;
-            if unpublished == PUBLISH_EVERY {
+            if unpublished == PUBLISH_EVERY || state.stored.as_ref().is_some_and(Stored::is_full) {
                 self.publish(&mut state, &mut answers)?;
                 unpublished = 0;
             }
@@ -221,8 +255,11 @@ impl RaftStateMachine<Types> for StateHandle {
 
     async fn get_snapshot_builder(&mut self) -> Builder {
         let mut state = self.state.lock().await;
-        let content = guarded(|| state.capture()).unwrap_or_else(|panic| {
-            let cause = panicked(state.machine.name(), "capturing a snapshot", &panic);
+        let captured = state.write().and_then(|()| {
+            guarded(|| state.capture())
+                .map_err(|panic| panicked(state.machine.name(), "capturing a snapshot", &panic))
+        });
+        let content = captured.unwrap_or_else(|cause| {
             let error = self.stop(&mut state, cause);
             Box::new(move |_| Err(error))
         });
@@ -311,6 +348,9 @@ impl State {
                 match Batch::decode(&command.0).map_err(Halt::Entry)? {
                     Batch::Open => {
                         self.sessions.open(id.index);
+                        if let Some(stored) = &mut self.stored {
+                            stored.opened(id.index).map_err(Halt::Entry)?;
+                        }
                         Vec::new()
                     }
                     Batch::Commands {
@@ -319,23 +359,85 @@ impl State {
                         lowest_unanswered,
                         commands,
                     } => {
-                        let machine = &mut self.machine;
-                        let mut applied = 0;
                         let head = (session, first_seq, lowest_unanswered);
-                        let answers = self.sessions.apply(at, head, &commands, |at, it| {
-                            applied += 1;
-                            machine.apply(at, it)
-                        });
-                        counters.commands_applied.add(applied);
-                        // Whoever proposed it could read every command. To go on here without one
-                        // would be another state than the others'.
-                        answers.map_err(|error| unreadable(machine.name(), &error))?
+                        self.apply_commands(at, head, &commands, counters)?
                     }
                 }
             }
         };
         self.applied = Some(id);
+        self.unwritten = true;
         Ok(Reply { at, answers })
+    }
+
+    fn apply_commands(
+        &mut self,
+        at: Position,
+        head: (SessionId, u64, u64),
+        commands: &[Bytes],
+        counters: &Counters,
+    ) -> Result<Vec<Answer>, Halt> {
+        let machine = &mut self.machine;
+        let keep = self.stored.is_some();
+        let mut applied = 0;
+        let mut outputs = Vec::new();
+        let answers = self.sessions.apply(at, head, commands, |at, it| {
+            applied += 1;
+            let output = machine.apply(at, it)?;
+            if keep {
+                outputs.push(output.clone());
+            }
+            Ok(output)
+        });
+        counters.commands_applied.add(applied);
+        // Whoever proposed it could read every command. To go on here without one would be another
+        // state than the others'.
+        let answers = answers.map_err(|error: Undecodable| unreadable(machine.name(), &error))?;
+        if let Some(stored) = &mut self.stored {
+            if let Some(cause) = stored.failed() {
+                return Err(Halt::Machine(cause.to_string()));
+            }
+            let noted = stored.answered(at, head, commands.len(), outputs);
+            noted.map_err(Halt::Entry)?;
+        }
+        Ok(answers)
+    }
+
+    /// Brings the state that is in the store up to the last entry applied.
+    fn write(&mut self) -> Result<(), Cause> {
+        let Some(stored) = self.stored.as_mut().filter(|_| self.unwritten) else {
+            return Ok(());
+        };
+        let note = Note {
+            meta: SnapshotMeta {
+                last_log_id: self.applied,
+                last_membership: self.membership.clone(),
+            },
+            removed: self.removed.clone(),
+        };
+        stored
+            .write(&note, &self.sessions)
+            .map_err(|error| Cause::new(format_args!("the state cannot be written: {error}")))?;
+        self.unwritten = false;
+        Ok(())
+    }
+
+    /// Shows readers the state.
+    fn show(&mut self) -> Result<(), Cause> {
+        if let Some(cause) = self.stored.as_ref().and_then(Stored::failed) {
+            return Err(cause);
+        }
+        let at = self.position();
+        guarded(|| self.machine.publish(at))
+            .map_err(|panic| panicked(self.machine.name(), "taking a view", &panic))
+    }
+
+    fn told(&self) -> Applied {
+        Applied {
+            log_id: self.applied,
+            membership: self.membership.clone(),
+            removed: Arc::new(self.removed.clone()),
+        }
     }
 
     /// Whoever was in the old membership and is not in the new one may never come back under the
@@ -375,6 +477,18 @@ impl State {
         let removed: Vec<MemberId> = read_value(from)?;
         let sessions = Sessions::read(from)?;
         self.machine.restore(SnapshotReader::new(from))?;
+        if let Some(stored) = &mut self.stored {
+            if !stored.is_restoring() {
+                return Err(io::Error::other(format!(
+                    "the machine {} keeps its state in a table and did not restore that: its \
+                     `restore` must call `Table::restore`",
+                    self.machine.name()
+                )));
+            }
+            // The batch that switches to what was restored takes them from the sessions as read.
+            stored.forget_answers();
+            self.unwritten = true;
+        }
         self.removed = removed.into_iter().collect();
         self.sessions = sessions;
         self.applied = meta.last_log_id;

@@ -17,8 +17,11 @@ mod read_index;
 mod replica;
 mod sessions;
 mod snapshots;
+mod stored;
 mod watch;
 
+#[cfg(test)]
+mod stored_tests;
 #[cfg(test)]
 mod tests;
 
@@ -34,6 +37,7 @@ pub(crate) use self::{
     read_index::ReadError,
     replica::{Replica, ReplicaSpec},
     sessions::{Answer, WINDOW_MAX},
+    stored::Stored,
     watch::ReplicaState,
 };
 

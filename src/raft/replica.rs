@@ -24,6 +24,7 @@ use super::{
     machine::{Applied, StateHandle},
     network::Network,
     read_index::ReadRounds,
+    stored::Stored,
 };
 use crate::{
     config::Config,
@@ -44,6 +45,8 @@ pub(crate) struct ReplicaSpec {
     pub(crate) key: GroupKey,
     pub(crate) record: GroupRecord,
     pub(crate) machine: Box<dyn Machine>,
+    /// Where the machine keeps its state, if not in memory.
+    pub(crate) stored: Option<Stored>,
     /// Peers to dial besides those the store remembers: a ticket's.
     pub(crate) contacts: Vec<PeerAddr>,
     pub(crate) store: Store,
@@ -102,7 +105,12 @@ impl Replica {
         let journal = spec.store.journal(local)?;
         let snapshots = spec.store.snapshots(local)?;
         let check = spec.machine.check();
-        let handle = StateHandle::new(spec.machine, snapshots, Arc::clone(&spec.counters));
+        let handle = StateHandle::new(
+            spec.machine,
+            spec.stored,
+            snapshots,
+            Arc::clone(&spec.counters),
+        )?;
         let (reads, asked) = ReadRounds::new();
         let known = known_peers(&spec.store, local, &spec.contacts)?;
         let replica = Arc::new_cyclic(|me| Self {

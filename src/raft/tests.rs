@@ -61,13 +61,13 @@ fn open(store: &Store) -> (Log, StateHandle, Views<Map>) {
         };
         store.create_group(new).expect("creates")
     });
-    let (host, views) = Host::new(Map::new());
+    let (host, views) = Host::new(Map::new(), None);
     let snapshots = store.snapshots(record.local).expect("snapshots");
     let log = Log::new(store.journal(record.local).expect("journal"));
     let counters = Arc::<Counters>::default();
     (
         log,
-        StateHandle::new(Box::new(host), snapshots, counters),
+        StateHandle::new(Box::new(host), None, snapshots, counters).expect("opens"),
         views,
     )
 }

@@ -312,7 +312,7 @@ crashes! {
     group_remove_before_mark: "group::remove::before_mark",
     group_remove_after_mark: "group::remove::after_mark",
     group_remove_after_snapshots: "group::remove::after_snapshots",
-    group_remove_after_journal: "group::remove::after_journal",
+    group_remove_after_data: "group::remove::after_data",
     group_remove_after_mapping: "group::remove::after_mapping",
     snapshot_build_started: "snapshot::build::started",
     snapshot_chunk_written: "snapshot::chunk_written",

@@ -12,7 +12,7 @@ use super::{
     engine::Engine,
     files::{FileShelf, sync_directory},
     flusher::Flusher,
-    keys::FORMAT,
+    keys::{FORMAT, FORMAT_OLDEST},
     locked,
     rocks::Rocks,
     space::Space,
@@ -89,6 +89,8 @@ fn check_format(dir: &Path) -> Result<(), OpenError> {
                     known: FORMAT,
                 }),
                 Some(FORMAT) => Ok(()),
+                // Before the engine adds what the older program must not meet.
+                Some(FORMAT_OLDEST..FORMAT) => write_format(dir).map_err(OpenError::Io),
                 _ => Err(OpenError::Corrupt(format!(
                     "{} reads {text:?}",
                     path.display()

@@ -110,7 +110,7 @@ fn a_newer_format_is_refused_by_name_and_left_alone() {
     fs::write(dir.path().join("FORMAT"), "quorate store format 7\n").expect("written");
     let error = open_error(dir.path());
     assert!(
-        matches!(error, OpenError::Newer { found: 7, known: 1 }),
+        matches!(error, OpenError::Newer { found: 7, known: 2 }),
         "{error}"
     );
     assert!(error.to_string().contains("format 7"), "{error}");

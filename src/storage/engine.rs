@@ -11,29 +11,46 @@ pub(super) enum Family {
     Journal,
     /// Everything small: mappings, votes, purged points.
     Meta,
+    /// What machines keep in their tables, of all groups.
+    State,
 }
 
 impl Family {
-    pub(super) const ALL: [Self; 2] = [Self::Journal, Self::Meta];
+    pub(super) const ALL: [Self; 3] = [Self::Journal, Self::Meta, Self::State];
 
     #[cfg(feature = "rocksdb")]
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Journal => "journal",
             Self::Meta => "meta",
+            Self::State => "state",
         }
     }
 }
 
 /// Which end of a range a scan starts from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Order {
+pub(crate) enum Order {
     Ascending,
     Descending,
 }
 
 /// Called for each key and value of a scan until it breaks.
 pub(super) type Visit<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>;
+
+/// Reads of one moment: none sees a write that another does not.
+pub(super) trait Reads {
+    fn value(&self, family: Family, key: &[u8]) -> io::Result<Option<Vec<u8>>>;
+    /// As [`Engine::scan`].
+    fn scan(
+        &self,
+        family: Family,
+        from: &[u8],
+        to: &[u8],
+        order: Order,
+        visit: Visit<'_>,
+    ) -> io::Result<()>;
+}
 
 /// What keeps the bytes.
 ///
@@ -42,6 +59,7 @@ pub(super) type Visit<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>;
 ///   durable in the order they were made: a crash keeps a prefix of them.
 /// - `sync` makes every write that returned before it was called durable.
 /// - A scan sees one moment: no write that is made while it runs.
+/// - Every call may be made from inside a `visit` or a `read`, also while another thread closes.
 /// - An error is final: the caller stops writing for good, since what reached the disk is unknown.
 pub(super) trait Engine: Send + Sync + 'static {
     fn write(&self, batch: &Batch) -> io::Result<()>;
@@ -56,6 +74,9 @@ pub(super) trait Engine: Send + Sync + 'static {
         order: Order,
         visit: Visit<'_>,
     ) -> io::Result<()>;
+    /// Calls `read` once, with the state as it is at one moment. As long as it runs, what it might
+    /// read is kept.
+    fn at_one_moment(&self, read: &mut dyn FnMut(&dyn Reads)) -> io::Result<()>;
     /// Whether `sync` means anything: if not, nobody needs to wait for it.
     fn is_durable(&self) -> bool;
     /// Releases files and locks. Later calls fail. Idempotent.
@@ -148,8 +169,11 @@ impl Batch {
         })
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+
     /// Bytes of all keys and values.
-    #[cfg(feature = "rocksdb")]
     pub(super) fn len(&self) -> usize {
         self.bytes.len()
     }

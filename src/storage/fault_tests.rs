@@ -11,7 +11,7 @@ use std::{
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 
 use super::{
-    engine::{Order, Visit},
+    engine::{Order, Reads, Visit},
     space::Space,
     tests::{append, group, records, wait},
     *,
@@ -86,6 +86,10 @@ impl Engine for FaultyDisk {
         visit: Visit<'_>,
     ) -> io::Result<()> {
         self.cache.scan(family, from, to, order, visit)
+    }
+
+    fn at_one_moment(&self, read: &mut dyn FnMut(&dyn Reads)) -> io::Result<()> {
+        self.cache.at_one_moment(read)
     }
 
     fn is_durable(&self) -> bool {

@@ -21,7 +21,7 @@ use std::{
 use tokio::sync::watch;
 
 use super::{
-    engine::{Batch, Engine, Family, Order, Visit},
+    engine::{Batch, Engine, Family, Order, Reads, Visit},
     space::Space,
 };
 use crate::{error::Cause, metrics::Counters};
@@ -153,6 +153,24 @@ impl Flusher {
     ) -> io::Result<()> {
         self.check_open()?;
         self.engine_result(self.shared.engine.scan(family, from, to, order, visit))
+    }
+
+    /// Calls `read` once with the state of one moment; not on a store that has failed.
+    pub(super) fn at_one_moment(&self, read: &mut dyn FnMut(&dyn Reads)) -> io::Result<()> {
+        self.check()?;
+        let engine = &self.shared.engine;
+        let done = engine.at_one_moment(&mut |reads| {
+            read(&Watched {
+                flusher: self,
+                reads,
+            });
+        });
+        self.engine_result(done)
+    }
+
+    /// Fails once the store is closed or has failed.
+    pub(super) fn check_usable(&self) -> io::Result<()> {
+        self.check()
     }
 
     /// Whether a write would be taken now: open, not poisoned, with room on the disk.
@@ -296,6 +314,30 @@ impl Shared {
             self.failure.send_replace(Some(cause.clone()));
         }
         self.failed.get().cloned().unwrap_or(cause)
+    }
+}
+
+/// Reads whose errors stop the store, as all errors of the engine do.
+struct Watched<'a> {
+    flusher: &'a Flusher,
+    reads: &'a dyn Reads,
+}
+
+impl Reads for Watched<'_> {
+    fn value(&self, family: Family, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        self.flusher.engine_result(self.reads.value(family, key))
+    }
+
+    fn scan(
+        &self,
+        family: Family,
+        from: &[u8],
+        to: &[u8],
+        order: Order,
+        visit: Visit<'_>,
+    ) -> io::Result<()> {
+        let scanned = self.reads.scan(family, from, to, order, visit);
+        self.flusher.engine_result(scanned)
     }
 }
 

@@ -205,9 +205,11 @@ impl Store {
             &keys::journal(group, 0),
             &keys::journal_end(group),
         );
+        let (from, to) = keys::state_range(group);
+        data.delete_range(Family::State, &from, &to);
         flusher.write_freeing(&data)?;
         flusher.sync()?;
-        fail::fail_point!("group::remove::after_journal");
+        fail::fail_point!("group::remove::after_data");
         let (from, to) = keys::meta_range(group);
         let mut mapping = Batch::new();
         mapping.delete_range(Family::Meta, &from, &to);

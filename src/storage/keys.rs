@@ -1,4 +1,5 @@
-//! The layout: which key holds what, byte by byte. Frozen with format 1.
+//! The layout: which key holds what, byte by byte. Frozen: the families journal and meta with
+//! format 1, the family state and its meta record with format 2, which added them.
 //!
 //! All numbers are big-endian, so keys sort as numbers do.
 //!
@@ -10,10 +11,18 @@
 //! | meta    | `group u64` `'c'`                | the committed position, opaque; a hint        |
 //! | meta    | `group u64` `'p'`                | purged: `term u64` `index u64` `bytes u64`    |
 //! | meta    | `group u64` `'r'`                | the roster, opaque; a hint                    |
+//! | meta    | `group u64` `'s'`                | `generation u32` `checkpoint u64`, opaque     |
 //! | meta    | `group u64` `'x'`                | empty: the group is being removed             |
 //! | meta    | `0 u64` `'l'`                    | `u64`: the local number of the next new group |
 //! | meta    | `0 u64` `'n'`                    | the node's record, opaque                     |
 //! | meta    | `0 u64` `'i'` `GroupId 32 bytes` | `u64`: the group's local number               |
+//! | state   | `group u64` `generation u32` key | the value under a key of the machine's table  |
+//! | state   | `group u64` `0 u32` `'a'` `u64`  | answers since the checkpoint, opaque          |
+//! | state   | `group u64` `0 u32` `'c'` `checkpoint u64` `chunk u32` | of the sessions, opaque |
+//!
+//! A machine's state counts as the record under `'s'` says, and changes in one batch with it: the
+//! generation that is the table (from 1), the checkpoint of the sessions (from 1; 0: none) and, opaque,
+//! the position applied. What is of another generation or checkpoint is left over from a crash.
 //!
 //! `bytes` counts the record bodies of the journal from its beginning, this one included, so the
 //! size of any stretch is one subtraction.
@@ -34,8 +43,14 @@ use serde::{Deserialize, Serialize};
 use crate::identity::{Genesis, GroupId};
 
 /// The format that this code writes; anything newer is refused at open.
+///
+/// The family state made it 2: RocksDB does not open a database without naming each of its
+/// families, so a program of format 1 must be told before it tries. All of format 1 reads as it is.
 #[cfg(feature = "rocksdb")]
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
+/// The oldest format that this code reads.
+#[cfg(feature = "rocksdb")]
+pub(super) const FORMAT_OLDEST: u32 = 1;
 
 /// Stands where a group's number would: what belongs to the node. Groups count from 1.
 pub(super) const NODE: u64 = 0;
@@ -55,6 +70,7 @@ pub(super) enum Tag {
     Committed = b'c',
     Purged = b'p',
     Roster = b'r',
+    State = b's',
     Removing = b'x',
     NextLocal = b'l',
     NodeRecord = b'n',
@@ -75,6 +91,57 @@ pub(super) fn journal(group: u64, index: u64) -> [u8; 16] {
     let mut key = [0; 16];
     key[..8].copy_from_slice(&group.to_be_bytes());
     key[8..].copy_from_slice(&index.to_be_bytes());
+    key
+}
+
+/// What stands before all keys of one generation of a group's state.
+pub(super) fn state(group: u64, generation: u32) -> [u8; 12] {
+    let mut key = [0; 12];
+    key[..8].copy_from_slice(&group.to_be_bytes());
+    key[8..].copy_from_slice(&generation.to_be_bytes());
+    key
+}
+
+/// All of a group's state: from the first (included) to the second (excluded).
+pub(super) fn state_range(group: u64) -> ([u8; 8], [u8; 8]) {
+    (group.to_be_bytes(), (group + 1).to_be_bytes())
+}
+
+/// A key of a machine's table.
+pub(super) fn state_key(group: u64, generation: u32, key: &[u8]) -> Vec<u8> {
+    let mut whole = Vec::with_capacity(12 + key.len());
+    whole.extend_from_slice(&state(group, generation));
+    whole.extend_from_slice(key);
+    whole
+}
+
+/// The machine's key in a key of the family state; nothing if it is none.
+pub(super) fn state_user_key(key: &[u8]) -> Option<&[u8]> {
+    key.get(12..)
+}
+
+/// Generation 0 is no table: it holds what the sessions are rebuilt from.
+pub(super) const SESSIONS: u32 = 0;
+
+pub(super) fn answers(group: u64, number: u64) -> [u8; 21] {
+    let mut key = [0; 21];
+    key[..12].copy_from_slice(&state(group, SESSIONS));
+    key[12] = b'a';
+    key[13..].copy_from_slice(&number.to_be_bytes());
+    key
+}
+
+pub(super) fn answers_number(key: &[u8]) -> Option<u64> {
+    let number: [u8; 8] = key.get(13..)?.try_into().ok()?;
+    Some(u64::from_be_bytes(number))
+}
+
+pub(super) fn checkpoint(group: u64, checkpoint: u64, chunk: u32) -> [u8; 25] {
+    let mut key = [0; 25];
+    key[..12].copy_from_slice(&state(group, SESSIONS));
+    key[12] = b'c';
+    key[13..21].copy_from_slice(&checkpoint.to_be_bytes());
+    key[21..].copy_from_slice(&chunk.to_be_bytes());
     key
 }
 
@@ -196,6 +263,39 @@ impl Point {
             term: u64::from_be_bytes(*term),
             index: u64::from_be_bytes(*index),
             bytes: u64::from_be_bytes(bytes),
+        })
+    }
+}
+
+/// What stands under `'s'`: which state of a group counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct StateHead {
+    /// The generation that is the machine's table.
+    pub(super) generation: u32,
+    /// The checkpoint of the sessions; 0: none.
+    pub(super) checkpoint: u64,
+    /// What the writer says of the position it is as of.
+    pub(super) note: bytes::Bytes,
+}
+
+impl StateHead {
+    pub(super) fn put(&self, group: u64, batch: &mut super::engine::Batch) {
+        let numbers = (self.generation.to_be_bytes(), self.checkpoint.to_be_bytes());
+        let parts: [&[u8]; 3] = [&numbers.0, &numbers.1, &self.note];
+        batch.put(
+            super::engine::Family::Meta,
+            &meta(group, Tag::State),
+            &parts,
+        );
+    }
+
+    pub(super) fn decode(body: &[u8]) -> Option<Self> {
+        let (generation, rest) = body.split_first_chunk::<4>()?;
+        let (checkpoint, note) = rest.split_first_chunk::<8>()?;
+        Some(Self {
+            generation: u32::from_be_bytes(*generation),
+            checkpoint: u64::from_be_bytes(*checkpoint),
+            note: bytes::Bytes::copy_from_slice(note),
         })
     }
 }

@@ -1,24 +1,28 @@
 //! The engine that forgets: sorted maps behind a lock, for tests and for groups of passage.
 
 use std::{
-    collections::BTreeMap,
     io,
     ops::{Bound, ControlFlow},
     sync::{PoisonError, RwLock, RwLockReadGuard},
 };
 
-use super::engine::{Batch, Engine, Family, Order, Visit, Write};
+use bytes::Bytes;
+use im::OrdMap;
 
-type Map = BTreeMap<Vec<u8>, Vec<u8>>;
+use super::engine::{Batch, Engine, Family, Order, Reads, Visit, Write};
+
+/// A clone shares everything, so reading one moment is reading a clone, without the lock.
+type Map = OrdMap<Bytes, Bytes>;
+type Families = [Map; Family::ALL.len()];
 
 /// Keeps everything in memory. Nothing to sync, so nobody waits for a sync.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
-    families: RwLock<[Map; Family::ALL.len()]>,
+    families: RwLock<Families>,
 }
 
 impl Memory {
-    fn read(&self) -> RwLockReadGuard<'_, [Map; Family::ALL.len()]> {
+    fn read(&self) -> RwLockReadGuard<'_, Families> {
         self.families.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -34,7 +38,9 @@ impl Memory {
         let value = families[family as usize]
             .get_mut(key)
             .expect("there is such a value");
-        value[bit / 8] ^= 1 << (bit % 8);
+        let mut damaged = value.to_vec();
+        damaged[bit / 8] ^= 1 << (bit % 8);
+        *value = damaged.into();
     }
 }
 
@@ -48,15 +54,20 @@ impl Engine for Memory {
             let map = &mut families[family as usize];
             match write {
                 Write::Put(key, value) => {
-                    map.insert(key.to_vec(), value.to_vec());
+                    map.insert(Bytes::copy_from_slice(key), Bytes::copy_from_slice(value));
                 }
                 Write::Delete(key) => {
                     map.remove(key);
                 }
                 Write::DeleteRange(from, to) => {
                     if from < to {
-                        let mut cut = map.split_off(from);
-                        map.append(&mut cut.split_off(to));
+                        let inside: Vec<Bytes> = map
+                            .range::<_, [u8]>((Bound::Included(from), Bound::Excluded(to)))
+                            .map(|(key, _)| key.clone())
+                            .collect();
+                        for key in &inside {
+                            map.remove(key);
+                        }
                     }
                 }
             }
@@ -69,7 +80,7 @@ impl Engine for Memory {
     }
 
     fn value(&self, family: Family, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
-        Ok(self.read()[family as usize].get(key).cloned())
+        Ok(self.read()[family as usize].get(key).map(|it| it.to_vec()))
     }
 
     fn scan(
@@ -80,24 +91,15 @@ impl Engine for Memory {
         order: Order,
         visit: Visit<'_>,
     ) -> io::Result<()> {
-        if from >= to {
-            return Ok(());
-        }
-        let families = self.read();
-        let bounds = (Bound::Included(from), Bound::Excluded(to));
-        let mut range = families[family as usize].range::<[u8], _>(bounds);
-        loop {
-            let next = match order {
-                Order::Ascending => range.next(),
-                Order::Descending => range.next_back(),
-            };
-            let Some((key, value)) = next else {
-                return Ok(());
-            };
-            if let ControlFlow::Break(()) = visit(key, value) {
-                return Ok(());
-            }
-        }
+        let map = self.read()[family as usize].clone();
+        scan(&map, from, to, order, visit);
+        Ok(())
+    }
+
+    fn at_one_moment(&self, read: &mut dyn FnMut(&dyn Reads)) -> io::Result<()> {
+        let families = self.read().clone();
+        read(&families);
+        Ok(())
     }
 
     fn is_durable(&self) -> bool {
@@ -106,4 +108,39 @@ impl Engine for Memory {
 
     /// The data stays, for the next store that is opened on it.
     fn close(&self) {}
+}
+
+impl Reads for Families {
+    fn value(&self, family: Family, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        Ok(self[family as usize].get(key).map(|it| it.to_vec()))
+    }
+
+    fn scan(
+        &self,
+        family: Family,
+        from: &[u8],
+        to: &[u8],
+        order: Order,
+        visit: Visit<'_>,
+    ) -> io::Result<()> {
+        scan(&self[family as usize], from, to, order, visit);
+        Ok(())
+    }
+}
+
+fn scan(map: &Map, from: &[u8], to: &[u8], order: Order, visit: Visit<'_>) {
+    if from >= to {
+        return;
+    }
+    let mut range = map.range::<_, [u8]>((Bound::Included(from), Bound::Excluded(to)));
+    loop {
+        let next = match order {
+            Order::Ascending => range.next(),
+            Order::Descending => range.next_back(),
+        };
+        let Some((key, value)) = next else { return };
+        if let ControlFlow::Break(()) = visit(key, value) {
+            return;
+        }
+    }
 }

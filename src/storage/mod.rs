@@ -1,11 +1,11 @@
 //! The disk: one store a node, which keeps the journals, votes and snapshots of all its groups.
 //!
 //! ```text
-//!    groups   journal   snapshots      what a group calls
-//!         \      |       /    \
-//!          flusher            shelf    writes and one sync for all | files, aside then renamed
-//!             |
-//!          engine                      rocks (durable) | memory; one layout for both, see keys
+//!    groups   journal   state   snapshots     what a group calls
+//!         \      |      /       /     \
+//!           flusher                  shelf    writes, one sync for all | files, aside then renamed
+//!              |
+//!           engine                            rocks (durable) | memory; one layout, see keys
 //! ```
 //!
 //! # On disk
@@ -13,7 +13,7 @@
 //! ```text
 //! <dir>/LOCK                  locked by the process that has the store open
 //! <dir>/FORMAT                "quorate store format <n>\n", read before anything else is touched
-//! <dir>/db/                   the engine's: families journal and meta
+//! <dir>/db/                   the engine's: families journal, meta and state
 //! <dir>/snapshots/<group>/    <number>.snapshot, and *.part: aside, not yet one
 //! ```
 //!
@@ -38,6 +38,7 @@ mod shelf;
 mod snapshot_file;
 mod snapshots;
 mod space;
+mod state;
 
 #[cfg(all(test, feature = "failpoints", feature = "rocksdb"))]
 mod crash_tests;
@@ -57,17 +58,19 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::watch;
 
+pub(crate) use self::{
+    engine::Order,
+    groups::{GroupRecord, LocalGroup, NewGroup},
+    journal::{Journal, Record},
+    snapshots::{Snapshots, StagedSnapshot, StoredSnapshot, Turn},
+    state::{GroupState, Resumed, SessionsNote, StateMoment},
+};
 use self::{
     engine::{Batch, Engine, Family},
     flusher::Flusher,
     keys::{NODE, Tag},
     memory::Memory,
     shelf::{MemoryShelf, Shelf},
-};
-pub(crate) use self::{
-    groups::{GroupRecord, LocalGroup, NewGroup},
-    journal::{Journal, Record},
-    snapshots::{Snapshots, StagedSnapshot, StoredSnapshot, Turn},
 };
 use crate::{error::Cause, metrics::Counters};
 
@@ -86,6 +89,7 @@ struct Inner {
     /// One journal and one shelf of snapshots a group, however many handles there are.
     journals: Mutex<HashMap<LocalGroup, Journal>>,
     snapshots: Mutex<HashMap<LocalGroup, Snapshots>>,
+    states: Mutex<HashMap<LocalGroup, GroupState>>,
     /// Groups are made and removed one at a time.
     changing_groups: Mutex<()>,
     #[cfg(feature = "rocksdb")]
@@ -161,6 +165,22 @@ impl Store {
         Ok(snapshots)
     }
 
+    /// The state of a group's machine, for a new owner: who had it before writes no more.
+    ///
+    /// # Errors
+    /// `InvalidData` if what is needed at the start is damaged.
+    pub(crate) fn state(&self, local: LocalGroup) -> io::Result<(GroupState, Resumed)> {
+        let mut states = locked(&self.inner.states);
+        if let Some(state) = states.get(&local) {
+            return state.take_over();
+        }
+        groups::expect_group(&self.inner.flusher, local)?;
+        let state = GroupState::open(local, Arc::clone(&self.inner.flusher))?;
+        let taken = state.take_over()?;
+        states.insert(local, state);
+        Ok(taken)
+    }
+
     /// Keeps what the node wants to find at its next start; synced when this returns.
     ///
     /// # Errors
@@ -209,6 +229,7 @@ impl Store {
             counters,
             journals: Mutex::default(),
             snapshots: Mutex::default(),
+            states: Mutex::default(),
             changing_groups: Mutex::default(),
             #[cfg(feature = "rocksdb")]
             lock: Mutex::default(),
@@ -240,6 +261,10 @@ impl Store {
         let mut snapshots = locked(&self.inner.snapshots);
         if let Some(snapshots) = snapshots.remove(&local) {
             snapshots.mark_removed();
+        }
+        let mut states = locked(&self.inner.states);
+        if let Some(state) = states.remove(&local) {
+            state.mark_removed();
         }
     }
 }

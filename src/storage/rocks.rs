@@ -6,22 +6,27 @@ use std::{
     io,
     ops::ControlFlow,
     path::Path,
-    sync::{PoisonError, RwLock, RwLockReadGuard},
+    sync::{Arc, Condvar, Mutex, PoisonError, RwLock},
+    time::Duration,
 };
 
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
-    DBRecoveryMode, Direction, ErrorKind, IteratorMode, LogLevel, Options, ReadOptions, WriteBatch,
+    DBRecoveryMode, Direction, ErrorKind, IteratorMode, LogLevel, Options, ReadOptions, Snapshot,
+    WriteBatch,
 };
 
 use super::{
     OpenError,
-    engine::{Batch, Engine, Family, Order, Visit, Write},
+    engine::{Batch, Engine, Family, Order, Reads, Visit, Write},
 };
 
 const MIB: usize = 1024 * 1024;
 /// One journal buffer. Few enough flushes at full load, small enough for three nodes a process.
 const JOURNAL_BUFFER_BYTES: usize = 32 * MIB;
+/// One buffer of the machines' state: large, since keys are written again and again, and what is
+/// overwritten in the buffer never reaches a table file.
+const STATE_BUFFER_BYTES: usize = 32 * MIB;
 const META_BUFFER_BYTES: usize = 2 * MIB;
 /// All families' buffers together.
 const ALL_BUFFERS_BYTES: usize = 96 * MIB;
@@ -29,22 +34,64 @@ const ALL_BUFFERS_BYTES: usize = 96 * MIB;
 /// written must not keep every log file, and replaying this much at open takes under a second.
 const WAL_BYTES_MAX: u64 = 128 * MIB as u64;
 const BLOCK_CACHE_BYTES: usize = 16 * MIB;
+/// The state's own: its blocks, their indexes and filters. A machine reads at random.
+const STATE_CACHE_BYTES: usize = 64 * MIB;
+/// Of a filter, for each key: one read in a hundred for a key that is not there looks in vain.
+const STATE_FILTER_BITS: f64 = 10.0;
 const OPEN_FILES_MAX: i32 = 256;
 const BACKGROUND_JOBS: i32 = 2;
 
+/// How long closing waits for reads that are under way. They are short; after this the database
+/// closes with the last of them.
+const READS_END_WITHIN: Duration = Duration::from_secs(10);
+
 /// RocksDB with our families open. Empty once closed.
+///
+/// The lock is held only to take a handle: a read may be made inside another one, and waiting there
+/// for a lock that waits for the outer read would never end.
 pub(super) struct Rocks {
-    db: RwLock<Option<DB>>,
+    open: RwLock<Option<Arc<Open>>>,
+    closed: Arc<Closed>,
+}
+
+/// The database, and behind it who is told that it is closed. The order of the fields is that of
+/// their ends.
+struct Open {
+    db: DB,
+    _tell: TellClosed,
+}
+
+#[derive(Default)]
+struct Closed {
+    is: Mutex<bool>,
+    told: Condvar,
+}
+
+struct TellClosed(Arc<Closed>);
+
+impl Drop for TellClosed {
+    fn drop(&mut self) {
+        *self.0.is.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.0.told.notify_all();
+    }
 }
 
 impl Rocks {
     pub(super) fn open(dir: &Path) -> Result<Self, OpenError> {
         let families = Family::ALL
             .map(|family| ColumnFamilyDescriptor::new(family.name(), family_options(family)));
+        let closed = Arc::<Closed>::default();
         match DB::open_cf_descriptors(&database_options(), dir, families) {
-            Ok(db) => Ok(Self {
-                db: RwLock::new(Some(db)),
-            }),
+            Ok(db) => {
+                let open = Open {
+                    db,
+                    _tell: TellClosed(Arc::clone(&closed)),
+                };
+                Ok(Self {
+                    open: RwLock::new(Some(Arc::new(open))),
+                    closed,
+                })
+            }
             Err(error) if error.kind() == ErrorKind::Corruption => {
                 Err(OpenError::Corrupt(format!("{}: {error}", dir.display())))
             }
@@ -53,12 +100,13 @@ impl Rocks {
     }
 
     fn with<T>(&self, use_it: impl FnOnce(&DB) -> Result<T, rocksdb::Error>) -> io::Result<T> {
-        let db: RwLockReadGuard<'_, Option<DB>> =
-            self.db.read().unwrap_or_else(PoisonError::into_inner);
-        let db = db
-            .as_ref()
-            .ok_or_else(|| io::Error::other("the database is closed"))?;
-        use_it(db).map_err(io_error)
+        let open = self
+            .open
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let open = open.ok_or_else(|| io::Error::other("the database is closed"))?;
+        use_it(&open.db).map_err(io_error)
     }
 }
 
@@ -98,20 +146,15 @@ impl Engine for Rocks {
             return Ok(());
         }
         self.with(|db| {
-            // Both bounds: so a seek never walks the tombstones of what was purged or truncated.
-            let mut options = ReadOptions::default();
-            options.set_iterate_lower_bound(from);
-            options.set_iterate_upper_bound(to);
-            let mode = match order {
-                Order::Ascending => IteratorMode::From(from, Direction::Forward),
-                Order::Descending => IteratorMode::End,
-            };
-            for item in db.iterator_cf_opt(column(db, family), options, mode) {
-                let (key, value) = item?;
-                if let ControlFlow::Break(()) = visit(&key, &value) {
-                    break;
-                }
-            }
+            let (options, mode) = bounded(from, to, order);
+            visit_all(db.iterator_cf_opt(column(db, family), options, mode), visit)
+        })
+    }
+
+    fn at_one_moment(&self, read: &mut dyn FnMut(&dyn Reads)) -> io::Result<()> {
+        self.with(|db| {
+            let snapshot = db.snapshot();
+            read(&Moment { db, snapshot });
             Ok(())
         })
     }
@@ -121,15 +164,82 @@ impl Engine for Rocks {
     }
 
     fn close(&self) {
-        let db = self
-            .db
+        let open = self
+            .open
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        if let Some(db) = db {
-            db.cancel_all_background_work(true);
+        let Some(open) = open else { return };
+        open.db.cancel_all_background_work(true);
+        drop(open);
+        let closed = self
+            .closed
+            .is
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let waited = self
+            .closed
+            .told
+            .wait_timeout_while(closed, READS_END_WITHIN, |closed| !*closed);
+        if waited.is_ok_and(|(_, timeout)| timeout.timed_out()) {
+            tracing::warn!("somebody still reads: the database closes once they have ended");
         }
     }
+}
+
+/// A snapshot, for the length of a call.
+struct Moment<'a> {
+    db: &'a DB,
+    snapshot: Snapshot<'a>,
+}
+
+impl Reads for Moment<'_> {
+    fn value(&self, family: Family, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        let value = self.snapshot.get_cf(column(self.db, family), key);
+        value.map_err(io_error)
+    }
+
+    fn scan(
+        &self,
+        family: Family,
+        from: &[u8],
+        to: &[u8],
+        order: Order,
+        visit: Visit<'_>,
+    ) -> io::Result<()> {
+        if from >= to {
+            return Ok(());
+        }
+        let (options, mode) = bounded(from, to, order);
+        let family = column(self.db, family);
+        let items = self.snapshot.iterator_cf_opt(family, options, mode);
+        visit_all(items, visit).map_err(io_error)
+    }
+}
+
+/// Both bounds: so a seek never walks the tombstones of what was purged or truncated.
+fn bounded<'a>(from: &'a [u8], to: &[u8], order: Order) -> (ReadOptions, IteratorMode<'a>) {
+    let mut options = ReadOptions::default();
+    options.set_iterate_lower_bound(from);
+    options.set_iterate_upper_bound(to);
+    let mode = match order {
+        Order::Ascending => IteratorMode::From(from, Direction::Forward),
+        Order::Descending => IteratorMode::End,
+    };
+    (options, mode)
+}
+
+fn visit_all<K: AsRef<[u8]>>(
+    items: impl Iterator<Item = Result<(K, K), rocksdb::Error>>,
+    visit: Visit<'_>,
+) -> Result<(), rocksdb::Error> {
+    for item in items {
+        let (key, value) = item?;
+        if let ControlFlow::Break(()) = visit(key.as_ref(), value.as_ref()) {
+            break;
+        }
+    }
+    Ok(())
 }
 
 fn database_options() -> Options {
@@ -160,7 +270,17 @@ fn database_options() -> Options {
 fn family_options(family: Family) -> Options {
     let mut options = Options::default();
     let mut table = BlockBasedOptions::default();
-    table.set_block_cache(&Cache::new_lru_cache(BLOCK_CACHE_BYTES));
+    let cache_bytes = match family {
+        Family::Journal | Family::Meta => BLOCK_CACHE_BYTES,
+        Family::State => STATE_CACHE_BYTES,
+    };
+    table.set_block_cache(&Cache::new_lru_cache(cache_bytes));
+    if family == Family::State {
+        table.set_bloom_filter(STATE_FILTER_BITS, false);
+        // In the cache, so that a large state does not take memory without a limit.
+        table.set_cache_index_and_filter_blocks(true);
+        table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    }
     options.set_block_based_table_factory(&table);
     // Levels, without FIFO or a time to live: nothing but a purge may drop an entry.
     match family {
@@ -181,6 +301,11 @@ fn family_options(family: Family) -> Options {
         Family::Meta => {
             options.set_write_buffer_size(META_BUFFER_BYTES);
             options.set_compression_type(DBCompressionType::None);
+        }
+        Family::State => {
+            options.set_write_buffer_size(STATE_BUFFER_BYTES);
+            options.set_max_write_buffer_number(3);
+            options.set_compression_type(DBCompressionType::Lz4);
         }
     }
     options

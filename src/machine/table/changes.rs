@@ -46,7 +46,6 @@ impl Changes {
     }
 
     /// About what they take in memory.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the runtime follows"))]
     pub(crate) fn bytes(&self) -> usize {
         self.0.bytes
     }
