@@ -7,12 +7,14 @@
 
 use std::{
     io::Write,
+    ops::ControlFlow,
     path::Path,
     process::{Command, Stdio},
     sync::atomic::{AtomicU64, Ordering},
 };
 
 use super::{
+    engine::Visit,
     tests::{append, content, genesis, new_group, open, raw, receive, records, wait},
     *,
 };
@@ -21,7 +23,7 @@ const DIR: &str = "QUORATE_CRASH_DIR";
 const POINT: &str = "QUORATE_CRASH_POINT";
 const PASSES: &str = "QUORATE_CRASH_PASSES";
 /// More passes of one failpoint than the script has.
-const PASSES_MAX: u64 = 100;
+const PASSES_MAX: u64 = 150;
 
 type Step = fn(&Store);
 
@@ -43,7 +45,15 @@ const SCRIPT: &[Step] = &[
     |store| install(store, b"three"),
     |store| journal(store).purge_through(9, 200).expect("purged"),
     |store| append(&journal(store), 201..210, 9),
+    |store| table_write(store, 0, &["one"], b"answers"),
+    |store| table_write(store, 0, &["two", "three"], b"more answers"),
+    |store| table_checkpoint(store, "four", 700_000),
+    |store| table_write(store, 0, &["five"], b"answers after"),
+    |store| table_restore(store, 100, 300_000),
+    |store| table_write(store, 0, &["six"], b"answers again"),
+    |store| table_restore(store, 3, 10),
     |store| drop(store.create_group(new_group(2)).expect("created")),
+    |store| table_write(store, 1, &["other"], b"other answers"),
     |store| append(&store.journal(local(store, 1)).expect("journal"), 0..40, 1),
     |store| build(store, 1, b"other"),
     |store| store.remove_group(local(store, 1)).expect("removed"),
@@ -81,6 +91,43 @@ fn install(store: &Store, meta: &[u8]) {
     snapshots.install(staged).expect("installed");
 }
 
+/// Clears what was there, puts these, and notes the last.
+fn table_write(store: &Store, nth: usize, keys: &[&'static str], answers: &[u8]) {
+    let (state, _) = store.state(local(store, nth)).expect("state");
+    let mut batch = state.batch(0);
+    state.delete_range(&mut batch, b"", &[0xff]).expect("sound");
+    for key in keys {
+        state.put(&mut batch, key.as_bytes(), key.as_bytes());
+    }
+    let note = SessionsNote::Answers(answers.to_vec());
+    let last = keys.last().expect("there is one").as_bytes();
+    state.write(batch, note, last.into()).expect("written");
+}
+
+fn table_checkpoint(store: &Store, key: &'static str, bytes: usize) {
+    let (state, _) = store.state(local(store, 0)).expect("state");
+    let mut batch = state.batch(0);
+    state.put(&mut batch, key.as_bytes(), b"checkpointed");
+    let checkpoint = state.write_checkpoint(|out| out.write_all(&vec![7; bytes]));
+    let note = SessionsNote::Checkpoint(checkpoint.expect("written"));
+    state.write(batch, note, key.into()).expect("written");
+}
+
+/// Replaces the table by so many pairs.
+fn table_restore(store: &Store, pairs: u8, bytes: usize) {
+    let (state, _) = store.state(local(store, 0)).expect("state");
+    state.start_over().expect("begun");
+    for n in 0..pairs {
+        let pair = (Bytes::from(vec![n]), Bytes::from(vec![n; 1_000]));
+        state.fill(&[pair]).expect("filled");
+    }
+    let checkpoint = state.write_checkpoint(|out| out.write_all(&vec![pairs; bytes]));
+    let note = SessionsNote::Checkpoint(checkpoint.expect("written"));
+    state
+        .write(state.batch(0), note, vec![pairs].into())
+        .expect("switched");
+}
+
 /// All that can be seen of a store.
 #[derive(Clone, Debug, PartialEq)]
 struct Picture(Vec<GroupPicture>);
@@ -93,6 +140,49 @@ struct GroupPicture {
     last: Option<(u64, u64)>,
     records: Vec<Record>,
     snapshot: Option<Bytes>,
+    state: StatePicture,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct StatePicture {
+    note: Option<Bytes>,
+    sessions: (Option<u64>, Vec<Bytes>),
+    table: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Of the whole family, so that nothing is left over.
+    keys: usize,
+}
+
+impl StatePicture {
+    fn of(store: &Store, local: LocalGroup) -> Self {
+        let (state, resumed) = store.state(local).expect("sound");
+        let mut table = Vec::new();
+        let order = Order::Ascending;
+        state
+            .scan(b"", &[0xff; 9], order, &mut |key, value| {
+                table.push((key.to_vec(), value.to_vec()));
+                ControlFlow::Continue(())
+            })
+            .expect("sound");
+        let mut keys = 0;
+        let (from, to) = keys::state_range(local.number());
+        let count: Visit<'_> = &mut |_, _| {
+            keys += 1;
+            ControlFlow::Continue(())
+        };
+        let flusher = store.flusher();
+        flusher
+            .scan(Family::State, &from, &to, order, count)
+            .expect("sound");
+        let checkpoint = resumed
+            .checkpoint
+            .map(|it| it.iter().map(|it| u64::from(*it)).sum());
+        Self {
+            note: resumed.note,
+            sessions: (checkpoint, resumed.answers),
+            table,
+            keys,
+        }
+    }
 }
 
 impl Picture {
@@ -118,8 +208,10 @@ impl GroupPicture {
             );
             snapshot.meta().clone()
         });
+        let state = StatePicture::of(store, record.local);
         Self {
             record,
+            state,
             vote: journal.vote(),
             purged: journal.purged(),
             last: journal.last(),
@@ -257,6 +349,8 @@ fn goes_on(store: &Store) {
             let local = store.create_group(new).expect("created").local;
             let journal = store.journal(local).expect("journal");
             assert_eq!((journal.last(), journal.vote()), (None, None));
+            let state = StatePicture::of(store, local);
+            assert_eq!((state.note, state.keys), (None, 0));
             assert!(
                 store
                     .snapshots(local)
@@ -314,6 +408,12 @@ crashes! {
     group_remove_after_snapshots: "group::remove::after_snapshots",
     group_remove_after_data: "group::remove::after_data",
     group_remove_after_mapping: "group::remove::after_mapping",
+    state_write_before: "state::write::before",
+    state_write_after: "state::write::after",
+    state_fill_before_write: "state::fill::before_write",
+    state_checkpoint_before_chunk: "state::checkpoint::before_chunk",
+    state_switch_before_old_deleted: "state::switch::before_old_deleted",
+    state_switch_after_old_deleted: "state::switch::after_old_deleted",
     snapshot_build_started: "snapshot::build::started",
     snapshot_chunk_written: "snapshot::chunk_written",
     snapshot_build_before_sync: "snapshot::build::before_sync",
@@ -333,6 +433,8 @@ fn every_failpoint_has_its_crash() {
         include_str!("journal.rs"),
         include_str!("snapshot_file.rs"),
         include_str!("snapshots.rs"),
+        include_str!("state.rs"),
+        include_str!("state/checkpoint.rs"),
     ];
     let marker = "fail_point!(\"";
     let mut found: Vec<&str> = sources
