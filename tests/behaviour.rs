@@ -28,5 +28,7 @@ mod once;
 mod reads;
 #[path = "behaviour/restart.rs"]
 mod restart;
+#[path = "behaviour/stored.rs"]
+mod stored;
 #[path = "behaviour/writes.rs"]
 mod writes;
