@@ -3,7 +3,8 @@
 //! A handful of nodes that hold one [`GroupKey`] form a *group*: a mesh of *bonds*, QUIC
 //! connections on which both sides have proven the key, carrying Raft messages and heartbeats.
 //! They replicate a [`StateMachine`], yours or the built-in [`Map`], and survive the loss of a
-//! minority of them without losing, doubling or reordering anything they acknowledged.
+//! minority of them without losing, doubling or reordering anything they acknowledged. Its state is
+//! in memory, or in a [`Table`] of the node's store.
 //!
 //! # Quick start
 //!

@@ -35,13 +35,27 @@ pub struct Position {
 /// A deterministic machine that the group keeps equal on all its members.
 ///
 /// Every member holds one and applies the same commands in the same order, so all hold the same
-/// state. What a member keeps of it on disk are its journal and now and then a snapshot: when a
-/// node starts, the machine that it is given, which must be as at the founding, is restored from
-/// the latest snapshot and applies the commands behind it again.
+/// state.
+///
+/// # What a member keeps of it on disk
+///
+/// The journal, always. Of the state there are two kinds of machine:
+///
+/// - **In memory**, the rule: the state is the machine's own fields, and now and then a snapshot of
+///   it is written. When a node starts, the machine that it is given, which must be as at the
+///   founding, is restored from the latest snapshot and applies the commands behind it again.
+/// - **In the store**, for a state larger than memory or slow to rebuild: with
+///   [`STORED`](Self::STORED) the machine is given a [`Table`] and keeps its state there. What the
+///   commands change and the position of the last one are written as one, before anybody is told
+///   of them. When a node starts, the table is as it was left and nothing is applied again; only
+///   after a power cut, or when a snapshot is newer, does it catch up.
+///
+/// A machine does not change its kind under one [`NAME`](Self::NAME).
 ///
 /// # Who calls, in what order
 ///
-/// One thread at a time owns the machine. First, if there is a snapshot, it calls
+/// One thread at a time owns the machine. A stored one is first given its table with
+/// [`open`](Self::open). Then, if there is a snapshot of more than the state has, it calls
 /// [`restore`](Self::restore), then [`apply`](Self::apply) for each committed command in the order
 /// of their positions, with no gap and none twice. After each batch of commands it takes a
 /// [`view`](Self::view) and shows it to the readers; a [`snapshot`](Self::snapshot) is asked for
@@ -59,7 +73,7 @@ pub struct Position {
 /// - **Infallible.** What fails in the domain (not enough money, no such key) is an `Output`. A
 ///   command is checked to decode before it is proposed, so `apply` never meets one that does not.
 /// - **Prompt.** While `apply`, `view` or `snapshot` runs, the group's commands wait on this
-///   member. No waiting for the network or the disk in them.
+///   member. No waiting for the network or the disk in them, but for reads of the own table.
 /// - **Stable.** Commands and outputs are kept in the journal as [postcard] writes them, snapshots
 ///   as the machine does: a later version of the machine must read what an earlier one wrote, and
 ///   do the same with it. Add variants at the end of an enum; the order of variants and fields is
@@ -142,13 +156,86 @@ pub struct Position {
 /// # io::Result::Ok(())
 /// ```
 ///
+/// The same in the store, for more counters than fit memory. `apply` sees its own writes, readers
+/// see them once they are written.
+///
+/// ```
+/// use std::io;
+///
+/// use quorate::{
+///     GroupKey, Node, Position, Snapshot, SnapshotReader, StateMachine, Table, TableView,
+/// };
+///
+/// #[derive(Default)]
+/// struct Counters {
+///     table: Table,
+/// }
+///
+/// fn number(bytes: Option<impl AsRef<[u8]>>) -> u64 {
+///     let bytes = bytes.and_then(|it| it.as_ref().try_into().ok());
+///     bytes.map_or(0, u64::from_be_bytes)
+/// }
+///
+/// impl StateMachine for Counters {
+///     const NAME: &'static str = "example.counters";
+///     const STORED: bool = true;
+///     type Command = String;
+///     type Output = u64;
+///     type Query = String;
+///     type Answer = io::Result<u64>;
+///     type View = TableView;
+///
+///     fn open(&mut self, table: Table) {
+///         self.table = table;
+///     }
+///
+///     fn apply(&mut self, _at: Position, name: String) -> u64 {
+///         let count = number(self.table.get(name.as_bytes())).saturating_add(1);
+///         self.table.put(name.as_bytes(), count.to_be_bytes().to_vec());
+///         count
+///     }
+///
+///     fn view(&self) -> TableView {
+///         self.table.view()
+///     }
+///
+///     fn query(view: &TableView, name: String) -> io::Result<u64> {
+///         view.read(|moment| moment.get(name.as_bytes()).map(number))?
+///     }
+///
+///     fn snapshot(&self) -> Snapshot {
+///         Snapshot::of_table(&self.table)
+///     }
+///
+///     fn restore(&mut self, from: SnapshotReader<'_>) -> io::Result<()> {
+///         self.table.restore(from)
+///     }
+/// }
+///
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// // Alone, on a table in memory, ...
+/// let mut counters = Counters::default();
+/// counters.apply(Position::default(), "visits".into());
+/// assert_eq!(Counters::query(&counters.view(), "visits".into())?, 1);
+///
+/// // ... and in a group, on the node's store.
+/// let node = Node::in_memory().bind_loopback().open().await?;
+/// let group = node.create(GroupKey::generate(), Counters::default()).await?;
+/// assert_eq!(group.execute("visits".into()).await?, 1);
+/// assert_eq!(group.query("visits".into()).await??, 1);
+/// node.shutdown().await;
+/// # Ok(())
+/// # }
+/// ```
+///
 /// [postcard]: https://docs.rs/postcard
 pub trait StateMachine: Send + 'static {
     /// Names the machine, not its version: `"example.counter"`. Part of the group's id, so a group
     /// founded with one machine is not joined with another.
     const NAME: &'static str;
-    /// Whether the machine keeps its state in the [`Table`] given to [`open`](Self::open), so that
-    /// it is on disk as of the last command applied.
+    /// Whether the machine keeps its state in the [`Table`] given to [`open`](Self::open), and
+    /// nowhere else but for what it can rebuild from that.
     const STORED: bool = false;
     /// What changes the state. Its encoded size is limited by
     /// [`Config::command_bytes_max`](crate::config::Config::command_bytes_max).
@@ -164,8 +251,9 @@ pub trait StateMachine: Send + 'static {
     type View: Clone + Send + Sync + 'static;
 
     /// Takes the table that a [`STORED`](Self::STORED) machine keeps its state in; only such a
-    /// machine is given one. Called once, before everything else: what the table then holds is the
-    /// state as of the last start. A panic in it reaches whoever opens the group.
+    /// machine is given one. Called once, before everything else. What the table then holds is the
+    /// state as it was left, and after a power cut one of a moment before; a member that joins gets
+    /// an empty one. A panic in it reaches whoever opens the group.
     fn open(&mut self, table: Table) {
         drop(table);
     }
@@ -177,8 +265,9 @@ pub trait StateMachine: Send + 'static {
     ///
     /// Taken after each batch of commands, under load some thousand times a second, so it must be
     /// cheap whatever the size of the state: a number, an `Arc`, a clone of an [`im`] collection.
-    /// It must not change afterwards: no `Arc<Mutex<_>>` into the live state, or a linearizable
-    /// query would see more than was committed when it was asked.
+    /// It must not change afterwards: no `Arc<Mutex<_>>` into the live state, or readers would see
+    /// half of what commands do. The view of a stored machine is its [`Table::view`], whose every
+    /// read is of one moment.
     fn view(&self) -> Self::View;
 
     /// Answers from a view, on the task of whoever asks.
@@ -188,10 +277,12 @@ pub trait StateMachine: Send + 'static {
     ///
     /// Captured at once and written later, on another thread, while commands are applied again:
     /// keep what it captures as cheap as a view. Whatever answers depend on must be in it, for a
-    /// member restored from it must go on exactly as one that applied every command.
+    /// member restored from it must go on exactly as one that applied every command. A stored
+    /// machine returns [`Snapshot::of_table`].
     fn snapshot(&self) -> Snapshot;
 
-    /// Replaces the state by a snapshot's, whatever the state was.
+    /// Replaces the state by a snapshot's, whatever the state was. A stored machine calls
+    /// [`Table::restore`].
     ///
     /// # Errors
     /// When the bytes are not a snapshot of this machine, and whatever `from` fails with. The group

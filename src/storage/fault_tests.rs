@@ -19,7 +19,7 @@ use super::{
 
 /// A disk in memory: what was written is readable, only what was synced survives a power cut.
 #[derive(Default)]
-struct FaultyDisk {
+pub(super) struct FaultyDisk {
     cache: Memory,
     platter: Memory,
     unsynced: Mutex<Vec<Batch>>,
@@ -29,7 +29,7 @@ struct FaultyDisk {
 
 impl FaultyDisk {
     /// The power goes: what is left is what was synced and the first `kept` of the later writes.
-    fn cut(&self, kept: usize) -> Arc<Memory> {
+    pub(super) fn cut(&self, kept: usize) -> Arc<Memory> {
         // A sync that runs now is over before, or does not happen.
         let unsynced = locked(&self.unsynced);
         let left = Memory::default();
@@ -99,7 +99,7 @@ impl Engine for FaultyDisk {
     fn close(&self) {}
 }
 
-fn over(disk: &Arc<FaultyDisk>, space: Space) -> Store {
+pub(super) fn over(disk: &Arc<FaultyDisk>, space: Space) -> Store {
     let engine: Arc<dyn Engine> = Arc::clone(disk) as _;
     let flusher = Flusher::start(Arc::clone(&engine), space, Arc::default()).expect("a thread");
     Store::over(
@@ -110,7 +110,7 @@ fn over(disk: &Arc<FaultyDisk>, space: Space) -> Store {
     )
 }
 
-fn over_memory(engine: Arc<Memory>) -> Store {
+pub(super) fn over_memory(engine: Arc<Memory>) -> Store {
     Store::over_memory(engine, Arc::new(MemoryShelf::default()), Arc::default())
 }
 

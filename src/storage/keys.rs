@@ -21,8 +21,8 @@
 //! | state   | `group u64` `0 u32` `'c'` `checkpoint u64` `chunk u32` | of the sessions, opaque |
 //!
 //! A machine's state counts as the record under `'s'` says, and changes in one batch with it: the
-//! generation that is the table (from 1), the checkpoint of the sessions (from 1; 0: none) and, opaque,
-//! the position applied. What is of another generation or checkpoint is left over from a crash.
+//! generation that is the table (from 1), the checkpoint of the sessions (from 1; 0: none) and,
+//! opaque, the position applied. What is of another generation or checkpoint is left over.
 //!
 //! `bytes` counts the record bodies of the journal from its beginning, this one included, so the
 //! size of any stretch is one subtraction.

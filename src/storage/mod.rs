@@ -47,6 +47,8 @@ mod disk_tests;
 #[cfg(test)]
 mod fault_tests;
 #[cfg(test)]
+mod state_tests;
+#[cfg(test)]
 mod tests;
 
 use std::{

@@ -78,8 +78,14 @@ impl Drop for TellClosed {
 
 impl Rocks {
     pub(super) fn open(dir: &Path) -> Result<Self, OpenError> {
-        let families = Family::ALL
-            .map(|family| ColumnFamilyDescriptor::new(family.name(), family_options(family)));
+        Self::open_families(dir, &Family::ALL)
+    }
+
+    /// Makes those that are not there; refuses if others are.
+    pub(super) fn open_families(dir: &Path, families: &[Family]) -> Result<Self, OpenError> {
+        let families = families
+            .iter()
+            .map(|it| ColumnFamilyDescriptor::new(it.name(), family_options(*it)));
         let closed = Arc::<Closed>::default();
         match DB::open_cf_descriptors(&database_options(), dir, families) {
             Ok(db) => {

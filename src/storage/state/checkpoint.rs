@@ -1,4 +1,4 @@
-//! The whole table of sessions, written aside in bounded batches until a batch of the state names it.
+//! The whole table of sessions, written aside in bounded batches until one of the state names it.
 
 use std::io;
 
