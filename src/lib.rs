@@ -88,7 +88,7 @@ pub use crate::{
     },
     machine::{
         Map, MapAnswer, MapCommand, MapOutput, MapQuery, Moment, Order, Position, Snapshot,
-        SnapshotReader, StateMachine, Table, TableView,
+        SnapshotReader, StateMachine, Table, TableView, Visit,
     },
     mesh::Bonds,
     metrics::Metrics,

@@ -10,11 +10,11 @@ use std::io;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 pub(crate) use self::host::{CheckCommand, Host, Machine, Undecodable, Views, decode, encode};
-pub(crate) use self::table::{Backing, Pinned, Reads, Visit};
+pub(crate) use self::table::{Backing, Pinned, Reads};
 pub use self::{
     map::{Map, MapAnswer, MapCommand, MapOutput, MapQuery},
     snapshot::{Snapshot, SnapshotReader},
-    table::{Moment, Order, Table, TableView},
+    table::{Moment, Order, Table, TableView, Visit},
 };
 
 /// Where a command stands in the one order of its group.

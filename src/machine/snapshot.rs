@@ -60,7 +60,8 @@ impl Snapshot {
     }
 
     /// A snapshot of everything a table holds: what a machine returns that keeps its state there.
-    /// [`Table::restore`] reads it. Pinned now, at no cost, and written a piece at a time.
+    /// [`Table::restore`] reads it. Pinned now, by a thread that keeps
+    /// the moment, and written a piece at a time.
     #[must_use]
     pub fn of_table(table: &Table) -> Self {
         match table.pin() {

@@ -111,8 +111,8 @@ pub enum Order {
     Descending,
 }
 
-/// Called for each key and value of a scan until it breaks.
-pub(crate) type Visit<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>;
+/// What a scan calls for each key and value, until it breaks.
+pub type Visit<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>;
 
 /// Reads of one moment; a range is from the first key (included) to the second (excluded).
 pub(crate) trait Reads {
@@ -219,13 +219,7 @@ impl Table {
     /// Visits the range's keys and values until `visit` breaks.
     ///
     /// It sees the table as it was when it began: what `visit` changes meanwhile it does not meet.
-    pub fn scan(
-        &self,
-        from: &[u8],
-        to: &[u8],
-        order: Order,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) {
+    pub fn scan(&self, from: &[u8], to: &[u8], order: Order, visit: Visit<'_>) {
         if self.inner.failed.get().is_some() {
             return;
         }
@@ -354,13 +348,7 @@ impl Moment<'_> {
     ///
     /// # Errors
     /// If the store fails or what it holds is damaged.
-    pub fn scan(
-        &self,
-        from: &[u8],
-        to: &[u8],
-        order: Order,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> io::Result<()> {
+    pub fn scan(&self, from: &[u8], to: &[u8], order: Order, visit: Visit<'_>) -> io::Result<()> {
         let to = end(to);
         if from >= to {
             return Ok(());

@@ -319,6 +319,25 @@ fn crash_at(point: &str) {
 }
 
 fn no_strays(dir: &Path, store: &Store) {
+    let held: Vec<u64> = store
+        .groups()
+        .expect("groups")
+        .iter()
+        .map(|it| it.local.number())
+        .collect();
+    let (from, to) = ([0; 8], [0xff; 8]);
+    let of_held: Visit<'_> = &mut |key, _| {
+        let group = u64::from_be_bytes(key[..8].try_into().expect("a group"));
+        assert!(
+            held.contains(&group),
+            "state of a group that is gone: {group}"
+        );
+        ControlFlow::Continue(())
+    };
+    let flusher = store.flusher();
+    flusher
+        .scan(Family::State, &from, &to, Order::Ascending, of_held)
+        .expect("sound");
     let shelves = std::fs::read_dir(dir.join("snapshots")).expect("a directory");
     let held: Vec<_> = store
         .groups()

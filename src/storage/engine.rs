@@ -174,6 +174,7 @@ impl Batch {
     }
 
     /// Bytes of all keys and values.
+    #[cfg(feature = "rocksdb")]
     pub(super) fn len(&self) -> usize {
         self.bytes.len()
     }

@@ -18,6 +18,9 @@ const BUFFER_BYTES: usize = 64 * 1024;
 /// Pairs are handed on once they are so many bytes.
 const PIECE_BYTES: usize = 1024 * 1024;
 
+/// Takes the next pairs.
+type Fill<'a> = &'a mut dyn FnMut(&[(Bytes, Bytes)]) -> io::Result<()>;
+
 pub(super) fn write(pinned: Pinned, out: &mut dyn Write) -> io::Result<()> {
     let mut out = BufWriter::with_capacity(BUFFER_BYTES, out);
     out.write_all(&[VERSION])?;
@@ -30,10 +33,7 @@ pub(super) fn write(pinned: Pinned, out: &mut dyn Write) -> io::Result<()> {
 }
 
 /// Hands the pairs to `fill`, about a mebibyte at a time.
-pub(super) fn read(
-    from: &mut dyn Read,
-    fill: &mut dyn FnMut(&[(Bytes, Bytes)]) -> io::Result<()>,
-) -> io::Result<()> {
+pub(super) fn read(from: &mut dyn Read, fill: Fill<'_>) -> io::Result<()> {
     let mut from = BufReader::with_capacity(BUFFER_BYTES, from);
     let mut version = [0];
     from.read_exact(&mut version)?;

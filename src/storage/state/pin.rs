@@ -113,15 +113,15 @@ impl GroupState {
     }
 }
 
+/// Called for each key and value until it fails.
+type VisitOrFail<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> io::Result<()>;
+
 impl PinnedState {
     /// Visits all of it, in the order of the keys.
     ///
     /// # Errors
     /// Those of `visit`; if the store closes or fails meanwhile, or what it holds is damaged.
-    pub(crate) fn visit(
-        self,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> io::Result<()>,
-    ) -> io::Result<()> {
+    pub(crate) fn visit(self, visit: VisitOrFail<'_>) -> io::Result<()> {
         self.go.send(()).map_err(|_| ended())?;
         while let Some(piece) = self.pieces.recv().map_err(|_| ended())?? {
             for (key, value) in &piece {
