@@ -446,6 +446,28 @@ async fn a_pinned_snapshot_that_nobody_writes_holds_nothing_up() {
 }
 
 #[tokio::test]
+async fn a_start_reads_no_more_answers_than_a_checkpoint_leaves() {
+    let disk = in_memory();
+    let (mut state, _) = start(&disk.store);
+    apply(&mut state, vec![opened()]).await.expect("applies");
+    for index in 2..200 {
+        let large = commands(1, index, index, &[("k".into(), 1, 50_000)]);
+        apply(&mut state, vec![normal(index, &large)])
+            .await
+            .expect("applies");
+    }
+    let table = state.sessions().await;
+    drop(state);
+    let local = group(&disk.store).local;
+    let (_, resumed) = disk.store.state(local).expect("reads");
+    let bytes: usize = resumed.answers.iter().map(Bytes::len).sum();
+    assert!(bytes < 1_100_000, "{bytes} of 10 MB");
+    assert!(resumed.checkpoint.is_some());
+    let (state, _) = start(&disk.store);
+    assert!(state.sessions().await == table);
+}
+
+#[tokio::test]
 async fn answers_keep_their_bytes() {
     // The frozen bytes of what the sessions are rebuilt from.
     let disk = in_memory();

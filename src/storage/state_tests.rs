@@ -159,21 +159,23 @@ mod on_disk {
     #[test]
     fn a_read_inside_a_read_does_not_wait_for_who_closes() {
         let dir = tempfile::tempdir().expect("a directory");
-        let (store, local, state) = stored(dir.path());
+        let (store, local, _) = stored(dir.path());
+        let engine = Arc::clone(&store.inner.engine);
+        let key = keys::state_key(local.number(), 1, b"count");
         let mut closing = None;
-        state
+        engine
             .at_one_moment(&mut |moment| {
                 let store = store.clone();
                 closing = Some(thread::spawn(move || store.close()));
                 // Until it has begun to close: then a new read is refused, at once.
-                while state.get(b"count").is_ok() {
+                while engine.value(Family::State, &key).is_ok() {
                     thread::yield_now();
                 }
-                moment.get(b"count").expect("the moment is kept");
+                let kept = moment.value(Family::State, &key).expect("it is kept");
+                assert!(kept.is_some());
             })
             .expect("open");
         closing.expect("begun").join().expect("no panic");
-        drop(store);
         let (state, _) = open(dir.path()).state(local).expect("state");
         drop(state);
     }
