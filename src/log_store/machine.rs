@@ -1,6 +1,8 @@
 //! The log store's machine: which operations are taken, and what is written for them.
 
 mod command;
+#[cfg(test)]
+mod model;
 mod notes;
 
 use std::{collections::BTreeMap, convert::Infallible, io, ops::ControlFlow, sync::Arc};

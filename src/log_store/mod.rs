@@ -344,10 +344,7 @@ impl Logs {
 }
 
 /// What the sync protocol stands on.
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "the sync protocol is being built on it")
-)]
+#[expect(dead_code, reason = "the sync protocol is being built on it")]
 impl Logs {
     /// The heights with everything that was acknowledged before this was called, or an error within
     /// that time: never those of an old state.

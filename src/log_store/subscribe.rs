@@ -155,10 +155,7 @@ pub(crate) struct Committed {
     seen: Position,
 }
 
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "the sync protocol is being built on it")
-)]
+#[expect(dead_code, reason = "the sync protocol is being built on it")]
 impl Committed {
     pub(super) fn new(group: Group<LogStore>) -> Self {
         let seen = group.applied();
@@ -182,10 +179,7 @@ pub(crate) struct Quorate {
     told: bool,
 }
 
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "the sync protocol is being built on it")
-)]
+#[expect(dead_code, reason = "the sync protocol is being built on it")]
 impl Quorate {
     pub(super) fn new(group: &Group<LogStore>) -> Self {
         let watch = group.watch_status();

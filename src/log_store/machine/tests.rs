@@ -191,11 +191,11 @@ fn gaps_forks_and_wrong_backlinks_are_refused() {
     assert_eq!(append(&mut store, &operations[3..]), [gap(2)]);
     let fork = writer.aside(1, Some(operations[0].id()), false);
     let held = operations[1].id();
-    let forked = OutcomeRun::Refused(ChainRefused::Fork { held });
-    assert_eq!(append(&mut store, [&fork]), [forked.clone()]);
+    let forked = [OutcomeRun::Refused(ChainRefused::Fork { held })];
+    assert_eq!(append(&mut store, [&fork]), forked);
     // The flag changes nothing at a place that is taken.
     let fork = writer.aside(1, Some(operations[0].id()), true);
-    assert_eq!(append(&mut store, [&fork]), [forked]);
+    assert_eq!(append(&mut store, [&fork]), forked);
     let stray = writer.aside(2, Some(operations[0].id()), false);
     let stray = append(&mut store, [&stray]);
     let last = operations[1].id();
@@ -274,9 +274,9 @@ fn the_prune_flag_drops_what_is_below() {
         reader::numbers(it, [below[0].id(), flagged.id()])
     });
     assert_eq!(numbers, [None, Some(3)]);
-    let pruned = OutcomeRun::Refused(ChainRefused::Pruned { first: 3 });
-    assert_eq!(append(&mut store, &below[..1]), [pruned.clone()]);
-    assert_eq!(append(&mut store, [&writer.aside(0, None, true)]), [pruned]);
+    let pruned = [OutcomeRun::Refused(ChainRefused::Pruned { first: 3 })];
+    assert_eq!(append(&mut store, &below[..1]), pruned);
+    assert_eq!(append(&mut store, [&writer.aside(0, None, true)]), pruned);
     assert_eq!(append(&mut store, [&flagged]), [held(3, 1)]);
     // A topic, a head, and three keys for each operation that is left.
     assert_eq!(keys(&store), 2 + 2 * 3);
