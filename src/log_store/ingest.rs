@@ -231,7 +231,7 @@ impl<I: Iterator<Item = Operation>> Pipeline<I> {
                     Ok(sent) => Proposed::Sent(chunk, sent),
                     Err(error) => Proposed::Failed(count, error),
                 },
-                Ok(Err(error)) => Proposed::Failed(count, error),
+                Ok(Err(error)) => Proposed::Failed(count, self.door.logs.unreadable(error)),
                 // The runtime is shutting down.
                 Err(_) => Proposed::Failed(count, LogError::Unknown),
             };

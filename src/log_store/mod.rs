@@ -236,7 +236,8 @@ impl Logs {
     /// # Errors
     /// [`LogError::Storage`].
     pub fn heights_local(&self, topic: Topic) -> Result<Heights, LogError> {
-        Ok(self.moment(|it| reader::heights(it, topic))?)
+        let heights = self.moment(|it| reader::heights(it, topic));
+        heights.map_err(|error| self.unreadable(error.into()))
     }
 
     /// The operations of a log with sequence numbers in the range, in order, as far as they are
@@ -339,7 +340,16 @@ impl Logs {
     ) -> Result<R, LogError> {
         let table = self.table();
         let reading = tokio::task::spawn_blocking(move || table.read(read)?);
-        Ok(reading.await.map_err(io::Error::other)??)
+        let read = reading.await.map_err(io::Error::other)?;
+        read.map_err(|error| self.unreadable(error.into()))
+    }
+
+    /// A store that is closed is one of a group that has stopped here.
+    fn unreadable(&self, error: LogError) -> LogError {
+        match (error, self.group.status().stopped) {
+            (LogError::Storage(_), Some(stopped)) => LogError::Stopped(stopped),
+            (error, _) => error,
+        }
     }
 }
 

@@ -54,7 +54,8 @@ impl Subscription {
             // Before the look: what is applied behind it wakes the wait.
             let seen = self.logs.group.applied();
             let (topic, next) = (self.topic, self.page.next);
-            let record = self.logs.moment(|it| reader::topic(it, topic))?;
+            let record = self.logs.moment(|it| reader::topic(it, topic));
+            let record = record.map_err(|error| self.logs.unreadable(error.into()))?;
             if record.is_none_or(|it| it.next <= next) {
                 let more = self.logs.group.applied_beyond(seen).await;
                 more.map_err(LogError::Stopped)?;

@@ -507,3 +507,48 @@ async fn a_long_log_is_appended_and_read_back_in_a_stream() {
     }
     assert!(within("the end", read.next()).await.is_none());
 }
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_that_was_away_is_restored_by_a_snapshot_and_goes_on() {
+    let root = temporary();
+    let places = ["a", "b", "c"].map(|it| below(&root, it)).to_vec();
+    let config = Config {
+        snapshot_after_bytes: 64 * 1024,
+        journal_entries_kept: 1,
+        ..Config::default()
+    };
+    let mut members = group_at::<LogStore>(places, &config).await;
+    let logs = members[0].group.logs();
+    let opening = logs.open_topic(topic(), Line::V07);
+    within("a topic", opening).await.expect("opened");
+    let mut writer = Writer::new(1);
+    all(&logs, writer.many(300)).await;
+    let follower = (settled(&members).await + 1) % 3;
+    let away = members.remove(follower);
+    let applied = away.group.status().applied.index;
+    let away = away.rest().await;
+    let logs = members[0].group.logs();
+    let mut held = 300;
+    // Until what the follower lacks is gone from the journals of both: entries are purged by the
+    // thousand, so each operation is to be one.
+    let lacks = |it: &Member<LogStore>| it.group.status().purged_index > applied;
+    while !members.iter().all(lacks) {
+        for operation in writer.many(50) {
+            within("an append", logs.append(topic(), operation))
+                .await
+                .expect("appended");
+            held += 1;
+        }
+    }
+    members.push(away.start().await);
+    within("it catches up", members[2].group.ready())
+        .await
+        .expect("it runs");
+    let heights = equal(&members).await;
+    let height = u32::try_from(held - 1).expect("small");
+    assert_eq!(heights[&writer.author()][&topic().log_id()], height);
+    let wanted = commits(&members[0].group.logs(), held).await;
+    assert_eq!(commits(&members[2].group.logs(), held).await, wanted);
+    fits_the_order(&wanted);
+    all(&members[2].group.logs(), writer.many(3)).await;
+    equal(&members).await;
+}
