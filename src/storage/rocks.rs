@@ -11,9 +11,9 @@ use std::{
 };
 
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
-    DBRecoveryMode, Direction, ErrorKind, IteratorMode, LogLevel, Options, ReadOptions, Snapshot,
-    WriteBatch,
+    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB,
+    DBCompressionType, DBRecoveryMode, Direction, ErrorKind, IteratorMode, LogLevel, Options,
+    ReadOptions, Snapshot, WriteBatch,
 };
 
 use super::{
@@ -286,6 +286,10 @@ fn family_options(family: Family) -> Options {
         // In the cache, so that a large state does not take memory without a limit.
         table.set_cache_index_and_filter_blocks(true);
         table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+        // In parts: whole, the index of one large file is larger than a shard of the cache, and
+        // would be read and decompressed again for every key.
+        table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+        table.set_partition_filters(true);
     }
     options.set_block_based_table_factory(&table);
     // Levels, without FIFO or a time to live: nothing but a purge may drop an entry.
