@@ -4,21 +4,28 @@
 
 use std::time::{Duration, Instant};
 
-use quorate::{Group, GroupKey, Map, Node};
+use quorate::{Group, GroupKey, Map, Node, StateMachine};
 
 /// Rounds of each measurement; the table shows their median.
 pub(crate) const ROUNDS: usize = 5;
 
 /// Three voters in this process.
-pub(crate) struct Ground {
+pub(crate) struct Ground<M: StateMachine = Map> {
     pub(crate) nodes: Vec<Node>,
-    pub(crate) groups: Vec<Group<Map>>,
+    pub(crate) groups: Vec<Group<M>>,
     dirs: Vec<tempfile::TempDir>,
 }
 
 impl Ground {
-    /// Three voters; on RocksDB in temporary directories, or in memory.
+    /// Three voters that keep a map.
     pub(crate) async fn open(durable: bool) -> anyhow::Result<Self> {
+        Self::keeping(durable, Map::new).await
+    }
+}
+
+impl<M: StateMachine> Ground<M> {
+    /// Three voters; on RocksDB in temporary directories, or in memory.
+    pub(crate) async fn keeping(durable: bool, machine: fn() -> M) -> anyhow::Result<Self> {
         let mut ground = Self {
             nodes: Vec::new(),
             groups: Vec::new(),
@@ -35,8 +42,8 @@ impl Ground {
             };
             let node = builder.bind_loopback().open().await?;
             let group = match ground.groups.first() {
-                None => node.create(GroupKey::generate(), Map::new()).await?,
-                Some(first) => node.join(&first.ticket(), Map::new()).await?,
+                None => node.create(GroupKey::generate(), machine()).await?,
+                Some(first) => node.join(&first.ticket(), machine()).await?,
             };
             ground.nodes.push(node);
             ground.groups.push(group);
@@ -52,13 +59,13 @@ impl Ground {
         Ok(ground)
     }
 
-    pub(crate) fn leader(&self) -> &Group<Map> {
-        let leads = |it: &&Group<Map>| it.status().leader == Some(it.member());
+    pub(crate) fn leader(&self) -> &Group<M> {
+        let leads = |it: &&Group<M>| it.status().leader == Some(it.member());
         self.groups.iter().find(leads).unwrap_or(&self.groups[0])
     }
 
-    pub(crate) fn follower(&self) -> &Group<Map> {
-        let follows = |it: &&Group<Map>| it.status().leader != Some(it.member());
+    pub(crate) fn follower(&self) -> &Group<M> {
+        let follows = |it: &&Group<M>| it.status().leader != Some(it.member());
         self.groups.iter().find(follows).unwrap_or(&self.groups[1])
     }
 
