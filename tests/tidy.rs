@@ -47,7 +47,15 @@ const SEES_ONLY: &[(&str, &[&str])] = &[(
 const HOMES: &[(&str, &[&str])] = &[
     ("openraft", &["src/raft/"]),
     ("rocksdb", &["src/storage/rocks.rs"]),
-    ("iroh", &["src/net/quic.rs", "src/node", "src/sync/wire"]),
+    (
+        "iroh",
+        &[
+            "src/net/quic.rs",
+            "src/node",
+            "src/sync/wire",
+            "src/sync/client/quic.rs",
+        ],
+    ),
     ("iroh_gossip", &["src/sync/wire"]),
     (
         "ed25519_dalek",

@@ -156,7 +156,6 @@ pub(crate) struct Committed {
     seen: Position,
 }
 
-#[expect(dead_code, reason = "the sync protocol is being built on it")]
 impl Committed {
     pub(super) fn new(group: Group<LogStore>) -> Self {
         let seen = group.applied();

@@ -1,0 +1,169 @@
+//! Why a member does not serve, and what became of a pushed operation, in the client's words.
+
+use crate::log_store::{ChainRefused, LogRefused, Outcome, Refusal};
+
+/// An enum whose variants have frozen numbers on the wire; a number that is not known is `Other`.
+macro_rules! coded {
+    ($name:ident { $($variant:ident = $code:literal),* $(,)? }) => {
+        impl $name {
+            /// Its number on the wire. Frozen.
+            pub(crate) fn code(self) -> u8 {
+                match self {
+                    Self::Other => 0,
+                    $(Self::$variant => $code,)*
+                }
+            }
+
+            pub(crate) fn of_code(code: u8) -> Self {
+                match code {
+                    $($code => Self::$variant,)*
+                    _ => Self::Other,
+                }
+            }
+        }
+    };
+}
+
+/// Why a member does not serve a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+#[non_exhaustive]
+pub enum Denied {
+    /// The topic is not open there, or not for this client: the two are not told apart.
+    #[error("the topic is not served")]
+    UnknownTopic,
+    /// The topic is of the other line.
+    #[error("the topic is of the other line")]
+    OtherLine,
+    /// The member reaches no quorum at the moment: ask another.
+    #[error("the member reaches no quorum")]
+    NoQuorum,
+    /// Too many sessions at once.
+    #[error("over quota")]
+    OverQuota,
+    /// What was sent is not what the protocol allows.
+    #[error("the request breaks the protocol")]
+    Malformed,
+    /// Nothing came for too long.
+    #[error("nothing was heard for too long")]
+    Silent,
+    /// The topic, or the request, has more logs than one session can speak of.
+    #[error("too many logs for one session")]
+    TooManyLogs,
+    /// The member stops, or its disk fails: ask another.
+    #[error("the member stops")]
+    Stopping,
+    /// A reason that this version does not know; the text says more.
+    #[error("refused")]
+    Other,
+}
+
+coded!(Denied {
+    UnknownTopic = 1,
+    OtherLine = 2,
+    NoQuorum = 3,
+    OverQuota = 4,
+    Malformed = 5,
+    Silent = 6,
+    TooManyLogs = 7,
+    Stopping = 8,
+});
+
+/// What became of one pushed operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PushOutcome {
+    /// It is in the group's store now, on a quorum.
+    Appended {
+        /// Its number in the topic's commit order.
+        number: u64,
+    },
+    /// It was there already, on a quorum: pushed by another, or by this client, whose answer was
+    /// lost with a member.
+    Held {
+        /// Its number in the topic's commit order.
+        number: u64,
+    },
+    /// It was not taken, and never will be as it is.
+    Refused(PushRefused),
+}
+
+/// Why a pushed operation was not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct PushRefused {
+    /// The rule that it breaks.
+    pub rule: PushRule,
+    /// The member's words, with what to do about it.
+    pub text: String,
+}
+
+/// The rule that a pushed operation breaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum PushRule {
+    /// A rule of its line: form, limits, signature, body.
+    Invalid,
+    /// Its log id is not the topic's.
+    OtherLog,
+    /// The author's log was taken out of the topic.
+    Dissociated,
+    /// Operations before it are missing.
+    Gap,
+    /// It continues or replaces another operation than the log's own.
+    Fork,
+    /// Its place is pruned.
+    Pruned,
+    /// The log has reached the last sequence number.
+    LogFull,
+    /// The topic is not open.
+    Topic,
+    /// It is larger than one command of the group may be.
+    TooLarge,
+    /// A rule that this version does not know; the text says more.
+    Other,
+}
+
+coded!(PushRule {
+    Invalid = 1,
+    OtherLog = 2,
+    Dissociated = 3,
+    Gap = 4,
+    Fork = 5,
+    Pruned = 6,
+    LogFull = 7,
+    Topic = 8,
+    TooLarge = 9,
+});
+
+impl From<Refusal> for PushRefused {
+    fn from(refusal: Refusal) -> Self {
+        let rule = match &refusal {
+            Refusal::Invalid(_) | Refusal::Chain(ChainRefused::Malformed) => PushRule::Invalid,
+            Refusal::Chain(ChainRefused::OtherLog) | Refusal::Topic(LogRefused::OtherLog) => {
+                PushRule::OtherLog
+            }
+            Refusal::Chain(ChainRefused::Dissociated) => PushRule::Dissociated,
+            Refusal::Chain(ChainRefused::Gap { .. }) => PushRule::Gap,
+            Refusal::Chain(ChainRefused::Backlink { .. } | ChainRefused::Fork { .. }) => {
+                PushRule::Fork
+            }
+            Refusal::Chain(ChainRefused::Pruned { .. }) => PushRule::Pruned,
+            Refusal::Chain(ChainRefused::LogFull) => PushRule::LogFull,
+            Refusal::Topic(_) => PushRule::Topic,
+            Refusal::TooLarge { .. } => PushRule::TooLarge,
+        };
+        Self {
+            rule,
+            text: refusal.to_string(),
+        }
+    }
+}
+
+impl From<Outcome> for PushOutcome {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Appended { number } => Self::Appended { number },
+            Outcome::Held { number } => Self::Held { number },
+            Outcome::Refused(refusal) => Self::Refused(refusal.into()),
+        }
+    }
+}

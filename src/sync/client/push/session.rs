@@ -1,0 +1,266 @@
+//! One session of a push with one member, and what outlives it: the batches without an answer.
+
+use std::{
+    collections::VecDeque, future::poll_fn, pin::Pin, sync::Arc, task::Poll, time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::Stream;
+use tokio::{
+    io::AsyncWrite,
+    sync::{mpsc, watch},
+    time::timeout,
+};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{
+    super::{
+        dial::{Dialled, MemberFault},
+        frames::{FRAME_MAX, Frame, RUN_BYTES, RUN_OPERATIONS_MAX},
+        outcome::PushOutcome,
+        pull::Members,
+        status::PushStatus,
+        stream::{self, FrameReader},
+    },
+    BATCHES_MAX, Pushed,
+};
+use crate::{
+    identity::PeerId,
+    log_store::{Author, Line, Operation, OperationId, RawOperation, Topic},
+};
+
+/// What stays between sessions.
+///
+/// # Invariants
+/// - `under_way` has at most [`BATCHES_MAX`] batches, in order, their numbers consecutive, and each
+///   stays there until a member has answered it and the answer was handed on.
+pub(super) struct Session {
+    pub(super) topic: Topic,
+    pub(super) line: Option<Line>,
+    pub(super) source: Source,
+    pub(super) under_way: VecDeque<Batch>,
+    pub(super) next: u64,
+    pub(super) silent_after: Duration,
+    pub(super) give: mpsc::Sender<Vec<Pushed>>,
+    pub(super) status: watch::Sender<PushStatus>,
+    pub(super) members: Arc<Members>,
+}
+
+pub(super) struct Batch {
+    number: u64,
+    frame: Bytes,
+    operations: Vec<(OperationId, Author, u32)>,
+}
+
+impl Session {
+    /// Waits until there is a batch. False if all is answered and no more will come.
+    pub(super) async fn has_something(&mut self) -> bool {
+        if self.under_way.is_empty()
+            && let Some(operations) = self.source.next().await
+        {
+            self.enqueue(operations);
+        }
+        !self.under_way.is_empty()
+    }
+
+    fn enqueue(&mut self, operations: Vec<Operation>) {
+        let number = self.next;
+        self.next += 1;
+        let count = operations.len() as u64;
+        self.status.send_modify(|it| it.sent += count);
+        let names = operations.iter().map(|it| (it.id(), it.author(), it.seq()));
+        let names = names.collect();
+        let raw = operations.iter().map(|it| RawOperation {
+            header: it.header().clone(),
+            body: it.body().cloned(),
+        });
+        let operations = raw.collect();
+        self.under_way.push_back(Batch {
+            number,
+            frame: Frame::Batch { number, operations }.encode(),
+            operations: names,
+        });
+    }
+
+    /// Pushes to one member until all is answered, or nobody listens any more, or the member fails.
+    pub(super) async fn run(
+        &mut self,
+        member: PeerId,
+        dialled: Dialled,
+    ) -> Result<(), MemberFault> {
+        let mut reader = FrameReader::new(dialled.read, FRAME_MAX);
+        let writer = Writer::start(dialled.write);
+        let request = Frame::Push {
+            topic: self.topic,
+            line: self.line,
+        };
+        let mut waiting = VecDeque::from([request.encode()]);
+        waiting.extend(self.under_way.iter().map(|it| it.frame.clone()));
+        let again: usize = self.under_way.iter().map(|it| it.operations.len()).sum();
+        let first_time = self.status.borrow().sessions == 0;
+        self.status.send_modify(|it| {
+            it.sessions += 1;
+            it.member = Some(member);
+            it.resent += if first_time { 0 } else { again as u64 };
+        });
+        loop {
+            if self.under_way.is_empty() && self.source.ended && waiting.is_empty() {
+                writer.last(Frame::End.encode()).await;
+                return Ok(());
+            }
+            let room = self.under_way.len() < BATCHES_MAX && !self.source.ended;
+            let due = !self.under_way.is_empty();
+            tokio::select! {
+                biased;
+                frame = timeout(self.silent_after, reader.next_frame()), if due => {
+                    let silent = MemberFault::Silent { after: self.silent_after };
+                    let frame = frame.map_err(|_| silent)??;
+                    let frame = frame.ok_or_else(|| MemberFault::lost("the stream ended"))?;
+                    if !self.answered(frame).await? {
+                        return Ok(());
+                    }
+                }
+                sent = writer.room(), if !waiting.is_empty() => {
+                    sent?.send(waiting.pop_front().unwrap_or_default());
+                }
+                more = self.source.next(), if room => {
+                    if let Some(operations) = more {
+                        self.enqueue(operations);
+                        waiting.extend(self.under_way.back().map(|it| it.frame.clone()));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Hands an answer on. False if nobody listens any more.
+    async fn answered(&mut self, frame: Frame) -> Result<bool, MemberFault> {
+        let (number, outcomes) = match frame {
+            Frame::Committed { number, outcomes } => (number, outcomes),
+            Frame::Refused { why, text } => return Err(MemberFault::Denied { why, text }),
+            other => {
+                let text = format_args!("sent {} where it has no place", other.name());
+                return Err(MemberFault::protocol(text));
+            }
+        };
+        let batch = self.under_way.front();
+        let fits = |it: &&Batch| it.number == number && it.operations.len() == outcomes.len();
+        let Some(batch) = batch.filter(fits) else {
+            let text = format_args!("answered batch {number}, which does not fit what was sent");
+            return Err(MemberFault::protocol(text));
+        };
+        let refused = outcomes.iter();
+        let refused = refused
+            .filter(|it| matches!(it, PushOutcome::Refused(_)))
+            .count() as u64;
+        let pushed = batch.operations.iter().zip(outcomes);
+        let pushed: Vec<Pushed> = pushed
+            .map(|((id, author, seq), outcome)| Pushed {
+                id: *id,
+                author: *author,
+                seq: *seq,
+                outcome,
+            })
+            .collect();
+        let count = pushed.len() as u64;
+        if self.give.send(pushed).await.is_err() {
+            return Ok(false);
+        }
+        self.under_way.pop_front();
+        self.status.send_modify(|it| {
+            it.answered += count;
+            it.refused += refused;
+        });
+        self.members.with(|it| it.progressed());
+        Ok(true)
+    }
+}
+
+/// Operations as they come, cut into batches.
+pub(super) struct Source {
+    operations: Pin<Box<dyn Stream<Item = Operation> + Send>>,
+    held: Option<Operation>,
+    pub(super) ended: bool,
+}
+
+impl Source {
+    pub(super) fn new(operations: Pin<Box<dyn Stream<Item = Operation> + Send>>) -> Self {
+        Self {
+            operations,
+            held: None,
+            ended: false,
+        }
+    }
+
+    /// The next batch: what is there, up to its limits; waits until something is. `None` at the
+    /// end. Cancel-safe: nothing is taken before it is ready.
+    async fn next(&mut self) -> Option<Vec<Operation>> {
+        poll_fn(|cx| {
+            let (mut batch, mut bytes) = (Vec::new(), 0);
+            while batch.len() < RUN_OPERATIONS_MAX {
+                let next = match self.held.take() {
+                    Some(held) => Poll::Ready(Some(held)),
+                    None if self.ended => Poll::Ready(None),
+                    None => self.operations.as_mut().poll_next(cx),
+                };
+                match next {
+                    Poll::Pending if batch.is_empty() => return Poll::Pending,
+                    Poll::Pending => break,
+                    Poll::Ready(None) => {
+                        self.ended = true;
+                        break;
+                    }
+                    Poll::Ready(Some(operation)) => {
+                        bytes += operation.bytes() as usize;
+                        if bytes > RUN_BYTES && !batch.is_empty() {
+                            self.held = Some(operation);
+                            break;
+                        }
+                        batch.push(operation);
+                    }
+                }
+            }
+            Poll::Ready((!batch.is_empty()).then_some(batch))
+        })
+        .await
+    }
+}
+
+/// Writes frames while answers are read: a member that answers takes nothing meanwhile.
+struct Writer {
+    frames: mpsc::Sender<Bytes>,
+    task: AbortOnDropHandle<std::io::Result<()>>,
+}
+
+impl Writer {
+    fn start(mut write: Box<dyn AsyncWrite + Send + Unpin>) -> Self {
+        let (frames, mut next) = mpsc::channel::<Bytes>(1);
+        let task = tokio::spawn(async move {
+            while let Some(frame) = next.recv().await {
+                stream::write(&mut write, &frame).await?;
+            }
+            tokio::io::AsyncWriteExt::shutdown(&mut write).await
+        });
+        let task = AbortOnDropHandle::new(task);
+        Self { frames, task }
+    }
+
+    /// Waits until the next frame may be handed over. Cancel-safe.
+    async fn room(&self) -> Result<mpsc::Permit<'_, Bytes>, MemberFault> {
+        let room = self.frames.reserve().await;
+        room.map_err(|_| MemberFault::lost("the stream takes no more"))
+    }
+
+    /// Says goodbye, and waits until that is written. It matters to the member alone.
+    async fn last(self, frame: Bytes) {
+        const FAREWELL: Duration = Duration::from_secs(1);
+        let Self { frames, task } = self;
+        let bye = async {
+            // Both fail where the stream is gone: then there is nobody to say it to.
+            let _ = frames.send(frame).await;
+            drop(frames);
+            let _ = task.await;
+        };
+        let _ = timeout(FAREWELL, bye).await;
+    }
+}

@@ -1,0 +1,243 @@
+//! The member's half of our own client's protocol, over any byte stream.
+//!
+//! ```text
+//! Pull   read index -> Heads -> Run ... -> CaughtUp -> follow: on each commit  Run ... -> CaughtUp
+//! Push   read index -> Batch -> committed by a quorum -> Committed -> Batch ... -> End
+//! ```
+//!
+//! One page of a log is in memory while the one before it is being written; the stream's own window
+//! is the only queue. The disk is read on blocking threads.
+
+mod pull;
+mod push;
+
+use std::{io, sync::Arc, time::Duration};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    time::timeout,
+};
+
+use super::{
+    frames::{FRAME_MAX, Frame, LOGS_MAX},
+    outcome::Denied,
+    stream::{self, FrameReader, StreamFault},
+};
+use crate::log_store::{LogError, Logs, Topic};
+
+/// What one session may cost, and how long it may keep still.
+#[derive(Clone, Debug)]
+pub struct ServeLimits {
+    /// How long a client may take to say what it wants. Default 10 s.
+    pub request_within: Duration,
+    /// How long the group may take to confirm what is committed. Default 2 s.
+    pub confirm_within: Duration,
+    /// How long a client may take nothing of what is sent. It resumes where it was, so this may be
+    /// short. Default 60 s.
+    pub stalled_after: Duration,
+    /// How long a pushing client may send nothing. Default 60 s.
+    pub silent_after: Duration,
+    /// How often a follower is told that there is no news. Default 5 s.
+    pub heartbeat: Duration,
+    /// The most logs that a request may name, at most 65,536. Default 65,536.
+    pub logs_max: usize,
+    /// Operations a second that one session may push; more wait. Default 100,000.
+    pub pushed_per_second: u32,
+}
+
+impl Default for ServeLimits {
+    fn default() -> Self {
+        Self {
+            request_within: Duration::from_secs(10),
+            confirm_within: Duration::from_secs(2),
+            stalled_after: Duration::from_secs(60),
+            silent_after: Duration::from_secs(60),
+            heartbeat: Duration::from_secs(5),
+            logs_max: LOGS_MAX,
+            pushed_per_second: 100_000,
+        }
+    }
+}
+
+/// What a client wants with a topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// To read it.
+    Pull,
+    /// To append to it.
+    Push,
+}
+
+/// Which logs hold a topic, if this client may have that access to it.
+pub type Admit = Arc<dyn Fn(Topic, Access) -> Result<Logs, Denied> + Send + Sync>;
+
+/// Serves one stream that a client has opened with [`pull()`](super::pull()) or
+/// [`push()`](super::push()), to its end. Dropping it ends the session.
+///
+/// For who carries the streams: [`LogServer`](super::LogServer) does it over QUIC.
+///
+/// # Errors
+/// Why it ended early. The client has been told, where that was still possible.
+pub async fn serve_logs<R, W>(
+    (read, mut write): (R, W),
+    logs: &Admit,
+    limits: &ServeLimits,
+) -> Result<(), ServeError>
+where
+    R: AsyncRead + Unpin + Send,
+    W: AsyncWrite + Unpin + Send,
+{
+    let mut reader = FrameReader::new(read, FRAME_MAX);
+    let served = session(&mut reader, &mut write, logs, limits).await;
+    if let Err(error) = &served
+        && let Some((why, text)) = error.told()
+    {
+        let refused = Frame::Refused { why, text }.encode();
+        // It is told where that is still possible.
+        let _ = timeout(FAREWELL, stream::write(&mut write, &refused)).await;
+    }
+    let _ = timeout(FAREWELL, write.shutdown()).await;
+    served
+}
+
+/// How long the last words may take.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+async fn session<R, W>(
+    reader: &mut FrameReader<R>,
+    write: &mut W,
+    admit: &Admit,
+    limits: &ServeLimits,
+) -> Result<(), ServeError>
+where
+    R: AsyncRead + Unpin + Send,
+    W: AsyncWrite + Unpin + Send,
+{
+    let request = timeout(limits.request_within, reader.next_frame()).await;
+    match request.map_err(|_| ServeError::Silent)?? {
+        None => Ok(()),
+        Some(Frame::Pull(request)) => {
+            if request.have.len() > limits.logs_max {
+                return Err(ServeError::denied(Denied::TooManyLogs));
+            }
+            let logs = admit(request.topic, Access::Pull).map_err(ServeError::denied)?;
+            pull::serve(reader, write, logs, request, limits).await
+        }
+        Some(Frame::Push { topic, line }) => {
+            let logs = admit(topic, Access::Push).map_err(ServeError::denied)?;
+            push::serve(reader, write, logs, (topic, line), limits).await
+        }
+        Some(other) => Err(ServeError::unexpected(other.name())),
+    }
+}
+
+/// Writes a frame, unless the client takes nothing for too long.
+async fn send<W: AsyncWrite + Unpin>(
+    write: &mut W,
+    frame: &[u8],
+    limits: &ServeLimits,
+) -> Result<(), ServeError> {
+    match timeout(limits.stalled_after, stream::write(write, frame)).await {
+        Ok(written) => written.map_err(|it| ServeError::from(StreamFault::Broken(it))),
+        Err(_) => Err(ServeError::Stalled),
+    }
+}
+
+/// Reads the store on a blocking thread.
+async fn blocking<T: Send + 'static>(
+    read: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, ServeError> {
+    let read = tokio::task::spawn_blocking(read).await;
+    read.map_err(io::Error::other)
+        .flatten()
+        .map_err(|it| ServeError::Logs(it.into()))
+}
+
+/// Why a session ended early.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// It was refused.
+    #[error("refused: {why}: {text}")]
+    Denied {
+        /// Why.
+        why: Denied,
+        /// What the client was told to do about it.
+        text: String,
+    },
+    /// The client sent nothing for too long.
+    #[error("the client sent nothing for too long")]
+    Silent,
+    /// The client took nothing for too long.
+    #[error("the client took nothing for too long")]
+    Stalled,
+    /// The quorum was lost in the middle of a message.
+    #[error("the quorum was lost")]
+    QuorumLost,
+    /// The client sent what is no message, or a message that has no place there.
+    #[error("the client broke the protocol: {what}")]
+    Protocol {
+        /// In words.
+        what: String,
+    },
+    /// The stream broke, or ended within a message.
+    #[error("the client is gone: {why}")]
+    Lost {
+        /// In words.
+        why: String,
+    },
+    /// The group's store did not answer.
+    #[error(transparent)]
+    Logs(#[from] LogError),
+}
+
+impl ServeError {
+    fn denied(why: Denied) -> Self {
+        let text = match why {
+            Denied::UnknownTopic => "open it, or ask for access",
+            Denied::OtherLine => "take the line from a new ticket",
+            Denied::NoQuorum => "ask another member, or try again later",
+            Denied::OverQuota => "try again later",
+            Denied::TooManyLogs => "split the topic",
+            _ => "try again later",
+        };
+        let text = text.to_owned();
+        Self::Denied { why, text }
+    }
+
+    fn unexpected(what: &str) -> Self {
+        let what = format!("{what} has no place there");
+        Self::Protocol { what }
+    }
+
+    /// What the client is told, if there is a use in it.
+    fn told(&self) -> Option<(Denied, String)> {
+        match self {
+            Self::Denied { why, text } => Some((*why, text.clone())),
+            Self::Silent => Some((Denied::Silent, self.to_string())),
+            Self::Protocol { .. } => Some((Denied::Malformed, self.to_string())),
+            Self::Logs(LogError::NoQuorum) => {
+                Some((Denied::NoQuorum, "ask another member".to_owned()))
+            }
+            Self::Logs(LogError::Storage(_) | LogError::Stopped(_)) => {
+                Some((Denied::Stopping, "ask another member".to_owned()))
+            }
+            Self::Logs(error) => Some((Denied::Other, error.to_string())),
+            // In the middle of a frame there is no place for another.
+            Self::Stalled | Self::QuorumLost | Self::Lost { .. } => None,
+        }
+    }
+}
+
+impl From<StreamFault> for ServeError {
+    fn from(fault: StreamFault) -> Self {
+        match fault {
+            StreamFault::Wire(fault) => Self::Protocol {
+                what: fault.to_string(),
+            },
+            StreamFault::Broken(_) | StreamFault::CutOff => Self::Lost {
+                why: fault.to_string(),
+            },
+        }
+    }
+}

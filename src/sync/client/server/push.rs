@@ -1,0 +1,112 @@
+//! A member takes what a client pushes, and answers when a quorum has it.
+
+use std::time::Duration;
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::{Instant, sleep_until, timeout},
+};
+
+use super::{
+    super::{
+        frames::Frame,
+        outcome::{Denied, PushOutcome},
+        stream::FrameReader,
+    },
+    ServeError, ServeLimits, blocking, send,
+};
+use crate::log_store::{Line, LogError, Logs, Operation, Outcome, RawOperation, Refusal, Topic};
+
+/// How often a batch whose fate is unknown is handed in again: nothing is appended twice.
+const TRIES: u32 = 5;
+
+pub(super) async fn serve<R, W>(
+    reader: &mut FrameReader<R>,
+    write: &mut W,
+    logs: Logs,
+    (topic, wanted): (Topic, Option<Line>),
+    limits: &ServeLimits,
+) -> Result<(), ServeError>
+where
+    R: AsyncRead + Unpin + Send,
+    W: AsyncWrite + Unpin + Send,
+{
+    logs.heights_confirmed(topic, limits.confirm_within).await?;
+    let line = super::pull::line(&logs, topic).await?;
+    if wanted.is_some_and(|it| it != line) {
+        return Err(ServeError::denied(Denied::OtherLine));
+    }
+    let mut quorate = logs.quorate();
+    let mut due = None;
+    let mut ready_at = Instant::now();
+    loop {
+        // A client that pushes faster than it may waits in its own window.
+        sleep_until(ready_at).await;
+        let frame = tokio::select! {
+            frame = timeout(limits.silent_after, reader.next_frame()) => {
+                frame.map_err(|_| ServeError::Silent)??
+            }
+            () = lost(&mut quorate) => return Err(ServeError::denied(Denied::NoQuorum)),
+        };
+        let (number, operations) = match frame {
+            None | Some(Frame::End) => return Ok(()),
+            Some(Frame::Batch { number, operations }) => (number, operations),
+            Some(other) => return Err(ServeError::unexpected(other.name())),
+        };
+        if operations.is_empty() || due.is_some_and(|due| due != number) {
+            return Err(ServeError::unexpected(
+                "a batch out of turn, or an empty one",
+            ));
+        }
+        due = number.checked_add(1);
+        ready_at = Instant::now().max(ready_at) + pause(operations.len(), limits);
+        let outcomes = take(&logs, topic, line, operations).await?;
+        let answer = Frame::Committed { number, outcomes }.encode();
+        send(write, &answer, limits).await?;
+    }
+}
+
+async fn lost(quorate: &mut crate::log_store::Quorate) {
+    while quorate.changed().await {}
+}
+
+fn pause(operations: usize, limits: &ServeLimits) -> Duration {
+    Duration::from_secs_f64(operations as f64 / f64::from(limits.pushed_per_second.max(1)))
+}
+
+/// Appends a batch: what became of each, in order, once all of it is committed or refused.
+async fn take(
+    logs: &Logs,
+    topic: Topic,
+    line: Line,
+    batch: Vec<RawOperation>,
+) -> Result<Vec<PushOutcome>, ServeError> {
+    let decoded = blocking(move || {
+        let decode = |it: RawOperation| Operation::decode(line, it.header, it.body);
+        Ok(batch.into_iter().map(decode).collect::<Vec<_>>())
+    })
+    .await?;
+    let sound = decoded.iter().filter_map(|it| it.as_ref().ok().cloned());
+    let sound: Vec<Operation> = sound.collect();
+    let mut outcomes = append(logs, topic, sound).await?.into_iter();
+    let outcome = |decoded: Result<Operation, _>| match decoded {
+        Ok(_) => outcomes.next().map(PushOutcome::from),
+        Err(why) => Some(PushOutcome::Refused(Refusal::Invalid(why).into())),
+    };
+    let outcomes = decoded.into_iter().map(outcome).collect::<Option<_>>();
+    outcomes.ok_or(ServeError::Logs(LogError::Unknown))
+}
+
+async fn append(
+    logs: &Logs,
+    topic: Topic,
+    operations: Vec<Operation>,
+) -> Result<Vec<Outcome>, ServeError> {
+    let mut tries = 1;
+    loop {
+        match logs.ingest(topic, operations.clone()).await {
+            Err(LogError::Unknown) if tries < TRIES => tries += 1,
+            outcomes => return Ok(outcomes?),
+        }
+    }
+}
