@@ -149,7 +149,7 @@ pub enum RunFault {
 
 /// Where a [`RunFault`] was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("log {log:?} of {author:?}: {rule}", author = author.short(), log = log.short())]
+#[error("log {} of {}: {rule}", log.short(), author.short())]
 pub struct BadRun {
     /// Whose log.
     pub author: Author,

@@ -77,15 +77,16 @@ impl Session {
                     }
                     continue;
                 }
-                frame = stream.next() => frame?,
+                frame = stream.next() => frame,
             };
+            // Also before a failure is told: what has come whole is not asked for again.
             if let Some(checking) = checking.take() {
                 let run = joined(checking.await)?;
                 if !self.take(run).await? {
                     return Ok(());
                 }
             }
-            match decode(frame).await? {
+            match decode(frame?).await? {
                 Frame::Run(run) => {
                     quiet.broken();
                     checking = Some(self.check(run, line));
