@@ -77,8 +77,8 @@ impl Copy {
         &self.have
     }
 
-    /// Appends operations. They are on disk when it returns; after an error the copy is to be opened
-    /// again.
+    /// Appends operations. They are on disk when it returns; after an error the copy is to be
+    /// opened again.
     pub(crate) fn append(&mut self, run: &[Operation]) -> anyhow::Result<()> {
         let mut bytes = Vec::new();
         for operation in run {
