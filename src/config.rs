@@ -73,7 +73,7 @@ impl Timing {
 pub struct Config {
     /// How fast a group notices and acts. Default: [`Timing::LAN`].
     pub timing: Timing,
-    /// The largest encoded command, in bytes. Default 1 MiB, at most [`COMMAND_BYTES_LIMIT`]. Give
+    /// The largest encoded command, in bytes. Default 2 MiB, at most [`COMMAND_BYTES_LIMIT`]. Give
     /// all members the same: a leader refuses what is larger than its own.
     pub command_bytes_max: usize,
     /// Commands of one group that may wait for their answer on this node; more wait for room.
@@ -113,7 +113,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             timing: Timing::LAN,
-            command_bytes_max: 1024 * 1024,
+            command_bytes_max: 2 * 1024 * 1024,
             commands_outstanding_max: 4_096,
             command_bytes_outstanding_max: 32 * 1024 * 1024,
             execute_timeout: Duration::from_secs(10),

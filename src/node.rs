@@ -2,7 +2,11 @@
 
 mod builder;
 
-use std::{fmt, io, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt, io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use self::builder::Place;
 pub use self::builder::{NodeBuilder, OpenError, Relay};
@@ -12,12 +16,17 @@ use crate::{
     error::Cause,
     group::{Group, Registry, Stopped},
     identity::{Genesis, GroupId, GroupKey, GroupTicket, MemberId, NodeSecret, PeerAddr, PeerId},
+    log_store::Logs,
     machine::{Host, StateMachine, Views},
     mesh::Links,
     metrics::{Counters, Metrics},
     raft::{Replica, ReplicaSpec, Role, Stored},
     storage::{GroupRecord, NewGroup, Store},
+    sync::{OpenSyncError, Sync, SyncOptions},
 };
+
+/// What the key of the door for outsiders is derived for. Frozen: its name follows from it.
+const SYNC_KEY: &str = "quorate/sync-endpoint/1";
 
 /// One process's part in any number of groups: one endpoint, one database.
 ///
@@ -35,6 +44,9 @@ struct Inner {
     config: Arc<Config>,
     counters: Arc<Counters>,
     memory: Option<MemoryDisk>,
+    secret: Arc<NodeSecret>,
+    /// The doors for outsiders, one a group.
+    doors: Mutex<BTreeMap<GroupId, Sync>>,
 }
 
 /// What an in-memory node leaves behind, to open another one on: a restart without a disk.
@@ -210,6 +222,8 @@ impl Node {
     /// Stops every group in order (leadership handed over, departure told), closes the
     /// connections, then the database. Idempotent. Bounded: a few seconds at most.
     pub async fn shutdown(&self) {
+        let doors = std::mem::take(&mut *self.doors());
+        futures_util::future::join_all(doors.values().map(Sync::stop)).await;
         let cause = Cause::new("the node was shut down");
         let replicas = self.inner.registry.take_all();
         let stopping = replicas.iter().map(|replica| async {
@@ -221,6 +235,53 @@ impl Node {
         let store = self.inner.store.clone();
         // Closing flushes and joins a thread.
         let _ = tokio::task::spawn_blocking(move || store.close()).await;
+    }
+
+    /// Opens this member's door for outsiders: from now on unmodified p2panda nodes sync the open
+    /// topics with it. Until then nothing listens for them, and nothing after [`Node::stop_sync`].
+    ///
+    /// The door has a port of its own and, derived from the node's, a key of its own. If it is
+    /// open already, that one is given and `options` are without effect.
+    ///
+    /// # Errors
+    /// [`OpenSyncError`] when no socket can be had at the address wanted.
+    pub async fn serve_sync(
+        &self,
+        logs: &Logs,
+        options: SyncOptions,
+    ) -> Result<Sync, OpenSyncError> {
+        let id = logs.group().id();
+        if let Some(open) = self.doors().get(&id) {
+            return Ok(open.clone());
+        }
+        let secret = self.inner.secret.derive(SYNC_KEY, id.as_bytes());
+        let opened = Sync::start(logs, secret, options).await?;
+        let first = self
+            .doors()
+            .entry(id)
+            .or_insert_with(|| opened.clone())
+            .clone();
+        if first.id() == opened.id() && first.addr() != opened.addr() {
+            // Two at once: the other one was quicker.
+            opened.stop().await;
+        }
+        Ok(first)
+    }
+
+    /// Closes this member's door for outsiders: all of their sessions end. No error if there is
+    /// none.
+    pub async fn stop_sync(&self, logs: &Logs) {
+        let door = self.doors().remove(&logs.group().id());
+        if let Some(door) = door {
+            door.stop().await;
+        }
+    }
+
+    fn doors(&self) -> MutexGuard<'_, BTreeMap<GroupId, Sync>> {
+        self.inner
+            .doors
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn reserve(&self, id: GroupId) -> Result<Reserved, CreateError> {

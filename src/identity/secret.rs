@@ -5,6 +5,8 @@ mod file;
 
 use std::fmt;
 
+use hkdf::Hkdf;
+use sha2::Sha256;
 use zeroize::Zeroizing;
 
 /// The 32 bytes that make a node the peer it is.
@@ -27,6 +29,17 @@ impl NodeSecret {
     /// The secret itself.
     pub(crate) fn bytes(&self) -> &[u8; 32] {
         &self.0
+    }
+
+    /// Another secret, for one purpose and one context: nobody learns this one from it, and the
+    /// same is derived each time. HKDF-SHA-256 (RFC 5869).
+    pub(crate) fn derive(&self, purpose: &str, context: &[u8]) -> Zeroizing<[u8; 32]> {
+        let mut derived = Zeroizing::new([0; 32]);
+        let expanded = Hkdf::<Sha256>::new(None, &self.0[..])
+            .expand_multi_info(&[purpose.as_bytes(), &[0], context], &mut derived[..]);
+        // Fails only for outputs above 8,160 bytes.
+        debug_assert!(expanded.is_ok());
+        derived
     }
 }
 

@@ -354,7 +354,6 @@ impl Logs {
 }
 
 /// What the sync protocol stands on.
-#[expect(dead_code, reason = "the sync protocol is being built on it")]
 impl Logs {
     /// The heights with everything that was acknowledged before this was called, or an error within
     /// that time: never those of an old state.
@@ -399,6 +398,7 @@ impl Logs {
     }
 
     /// Which of these operations this member holds.
+    #[cfg(test)]
     pub(crate) fn holds(&self, ids: &[OperationId]) -> io::Result<Vec<bool>> {
         let numbers = self.moment(|it| reader::numbers(it, ids.iter().copied()))?;
         Ok(numbers.iter().map(Option::is_some).collect())
@@ -430,6 +430,13 @@ impl Logs {
     pub(crate) fn topic(&self, topic: Topic) -> io::Result<Option<Line>> {
         let record = self.moment(|it| reader::topic(it, topic))?;
         Ok(record.filter(|it| it.open).map(|it| it.line))
+    }
+
+    /// The number that the next operation in a topic's commit order gets, as far as this member
+    /// knows.
+    pub(crate) fn length(&self, topic: Topic) -> io::Result<u64> {
+        let record = self.moment(|it| reader::topic(it, topic))?;
+        Ok(record.map_or(0, |it| it.next))
     }
 
     /// The open topics and their lines, as far as this member knows. Blocking.

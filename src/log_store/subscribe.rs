@@ -179,7 +179,6 @@ pub(crate) struct Quorate {
     told: bool,
 }
 
-#[expect(dead_code, reason = "the sync protocol is being built on it")]
 impl Quorate {
     pub(super) fn new(group: &Group<LogStore>) -> Self {
         let watch = group.watch_status();

@@ -143,6 +143,8 @@ impl NodeBuilder {
             config,
             counters,
             memory,
+            secret,
+            doors: std::sync::Mutex::default(),
         };
         Ok(Node {
             inner: Arc::new(inner),

@@ -5,36 +5,105 @@
 //!  session/    one session of the log sync: no I/O, no clock
 //!  discovery/  which topics two peers share, and where peers are: no I/O, no clock
 //!  codec/      the messages of both lines as bytes
+//!  wire/       the endpoint for outsiders
+//!  serve/      a member's side: topics, peers, sessions, chunks
 //!  client/     our own client: pull and push, and the half that serves them
 //!  ticket      where outsiders find a group's logs
 //! ```
+//!
+//! # Serving p2panda nodes
+//!
+//! A group with a [`LogStore`](crate::log_store::LogStore) is an always-on peer for
+//! [p2panda](https://p2panda.org) apps: unmodified nodes of the lines 0.6 and 0.7 catch up at any
+//! member, push what they wrote, and stay live. Each member that is to serve opens its door with
+//! [`Node::serve_sync`](crate::Node::serve_sync), and topics are opened for all of them at once.
+//!
+//! ```
+//! use quorate::{
+//!     GroupKey, Node,
+//!     log_store::{Line, LogStore, Topic},
+//!     sync::SyncOptions,
+//! };
+//!
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // On disk: `Node::open("data")`. Further members join with the group's ticket.
+//! let node = Node::in_memory().bind_loopback().open().await?;
+//! let group = node.create(GroupKey::generate(), LogStore::new()).await?;
+//! let logs = group.logs();
+//! logs.open_topic(Topic::named("cats"), Line::V07).await?;
+//!
+//! // The port of a new door is any free one: name an address where apps are to find it again.
+//! let bind = vec!["127.0.0.1:0".parse()?];
+//! let sync = node.serve_sync(&logs, SyncOptions { bind, ..SyncOptions::default() }).await?;
+//! println!("{} at {:?}", sync.id(), sync.addr().addrs);
+//!
+//! for peer in sync.status().peers {
+//!     println!("{} lacks {:?} operations", peer.peer, peer.missing);
+//! }
+//! # node.shutdown().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What a p2panda app adds
+//!
+//! Members as bootstrap nodes, more than one, since none names the others. Where members have a
+//! relay ([`SyncOptions::relay`]) p2panda's builder takes them:
+//!
+//! ```text
+//! let node = Node::builder()
+//!     .relay_url(relay_url.clone())
+//!     .bootstrap(member_id.parse()?, relay_url) // what `sync.id()` prints, a line a member
+//!     .spawn().await?;
+//! let (tx, rx) = node.stream::<String>(Hash::digest("cats")).await?; // Topic::named("cats")
+//! ```
+//!
+//! Without a relay they are put into the database that the node is then given:
+//!
+//! ```text
+//! let store = SqliteStore::from_pool(pool.clone()); // after run_pending_migrations(&pool)
+//! let member: VerifyingKey = member_id.parse()?;
+//! let addr = EndpointAddr::new(from_verifying_key(member)).with_ip_addr(member_addr);
+//! let permit = store.begin().await?;
+//! AddressBookStore::insert_node_info(&store, NodeInfo::from(addr).bootstrap()).await?;
+//! store.commit(permit).await?;
+//! let node = Node::builder().database_pool(pool).spawn().await?;
+//! ```
+//!
+//! Or the member looks for the app's node: [`Sync::add_peer`], which asks it for every open topic.
+//! Both must be in one network, by default p2panda's ([`SyncOptions::network`]), and the topic must
+//! be of the app's line.
+//!
+//! # What it holds to
+//!
+//! - What a peer is told that the group holds, a quorum holds on its disks. The next such word is
+//!   the only acknowledgement of a pushed operation that the protocol knows.
+//! - A peer that is behind is sent chunks of some hundred operations, each once the one before is
+//!   seen to have arrived: sent more at once, a p2panda node loses some and stops. A peer that has
+//!   everything is told what is new as it is committed.
+//! - A member that reaches no quorum ends its sessions and takes none.
+//!
+//! # What it does not do
+//!
+//! There is no list of who may do what: everybody who knows an open topic may read it and push into
+//! it. What a session costs is bounded, what outsiders store is not. Members are not found by mDNS,
+//! do not pass on ephemeral messages, and do not tell each other of peers. A [`SyncProtocol`] of
+//! one's own cannot be mounted on a node yet.
+//!
+//! # Without p2panda
+//!
+//! [`pull()`] keeps a copy of a topic and [`push()`] appends to it, from any program with a
+//! [`LogTicket`], at the same door.
 
 mod client;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "the server and the client come next")
-)]
 mod codec;
-#[cfg_attr(
-    not(test),
-    expect(
-        dead_code,
-        unused_imports,
-        reason = "the server and the client come next"
-    )
-)]
 mod discovery;
 mod protocol;
-#[cfg_attr(
-    not(test),
-    expect(
-        dead_code,
-        unused_imports,
-        reason = "the server and the client come next"
-    )
-)]
+mod serve;
 mod session;
 mod ticket;
+mod wire;
 
 pub use self::{
     client::{
@@ -48,5 +117,6 @@ pub use self::{
         Cause, Fault, FromSync, SyncError, SyncFuture, SyncProtocol, SyncRead, SyncSink, SyncWrite,
         TopicMap, TopicQuery,
     },
+    serve::{OpenSyncError, PeerState, PeerStatus, Sync, SyncOptions, SyncStatus},
     ticket::{LogTicket, ParseLogTicketError},
 };

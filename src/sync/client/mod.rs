@@ -24,6 +24,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use self::quic::alpn;
 pub use self::{
     chain::{BadRun, RunFault},
     dial::{Dial, DialError, DialFuture, Dialled, MemberError, MemberFault},

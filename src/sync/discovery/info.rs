@@ -124,6 +124,7 @@ impl TransportInfo {
     }
 
     /// Puts `other` in place of what is known, if it is newer. Verify it first.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for adverts by mDNS"))]
     pub(crate) fn merge(known: &mut Option<Self>, other: Self) -> bool {
         let newer = known.as_ref().is_none_or(|it| other.stamp > it.stamp);
         if newer {
@@ -134,6 +135,7 @@ impl TransportInfo {
 
     /// What a record of mDNS carries besides the addresses, or `None` if that is too long. The
     /// record must carry exactly the signed addresses, and there may be one relay.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for adverts by mDNS"))]
     pub(crate) fn user_data(&self) -> Option<String> {
         let mut data = format!(
             "{}|{}/{}",
@@ -153,6 +155,7 @@ impl TransportInfo {
     ///
     /// # Errors
     /// The user data is not what a stock node writes.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for adverts by mDNS"))]
     pub(crate) fn from_user_data(
         data: &str,
         peer: PeerId,

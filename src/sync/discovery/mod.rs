@@ -13,6 +13,13 @@
 //! nothing in another session; `who` keeps Bob from sending Alice's own hashes back to her. What
 //! shows is how many topics a side has.
 
+#[cfg_attr(
+    not(test),
+    expect(
+        dead_code,
+        reason = "streams for applications will send and hear these"
+    )
+)]
 mod ephemeral;
 mod info;
 mod message;
@@ -24,14 +31,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{Bytes, BytesMut};
 
+pub(crate) use self::info::{Address, Stamp, TransportInfo};
 use self::message::{DiscoveryMessage, FRAME_MAX, Hashes, Nodes, Salt};
+#[cfg(test)]
 pub(crate) use self::{
     ephemeral::{EPHEMERAL_BYTES_MAX, Ephemeral, EphemeralError},
-    info::{Address, InvalidInfo, Stamp, TransportInfo},
+    info::InvalidInfo,
 };
 use super::{
     codec::{Frames, WireFault},
-    protocol::{Fault, SyncError},
+    protocol::SyncError,
 };
 use crate::{
     identity::PeerId,
@@ -249,10 +258,11 @@ pub(crate) enum DiscoveryError {
     Encoding(#[from] WireFault),
 }
 
+#[cfg(test)]
 impl DiscoveryError {
     /// Whose fault it is.
-    pub(crate) fn fault(&self) -> Fault {
-        Fault::Remote
+    pub(crate) fn fault(&self) -> super::protocol::Fault {
+        super::protocol::Fault::Remote
     }
 }
 

@@ -25,15 +25,16 @@ mod tests;
 
 use bytes::Bytes;
 
+#[cfg(test)]
+pub(crate) use self::output::OUTPUT_MAX;
 use self::output::Output;
 pub(crate) use self::{
     handshake::Handshake,
-    output::OUTPUT_MAX,
     plan::{Budget, Plan, Range},
 };
 use super::{
     codec::{Decoder, Heights, Limits, Message, TooLong, WireFault},
-    protocol::{Fault, SyncError},
+    protocol::SyncError,
 };
 use crate::log_store::Line;
 
@@ -332,6 +333,7 @@ impl Session {
     }
 
     /// How much was moved so far.
+    #[cfg(test)]
     pub(crate) fn counts(&self) -> Counts {
         self.counts
     }
@@ -494,9 +496,11 @@ pub(crate) enum SessionError {
     Misused(#[from] Misuse),
 }
 
+#[cfg(test)]
 impl SessionError {
     /// Whose fault it is.
-    pub(crate) fn fault(&self) -> Fault {
+    pub(crate) fn fault(&self) -> super::protocol::Fault {
+        use super::protocol::Fault;
         match self {
             Self::Misbehaved(_) | Self::Encoding(_) => Fault::Remote,
             Self::TooLong(_) | Self::Misused(_) => Fault::Ours,

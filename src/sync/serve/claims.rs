@@ -1,0 +1,305 @@
+//! Which member serves a peer: claimed in the notes that the group shares, so that to the peer the
+//! group is one, and taken over when that member is gone.
+//!
+//! A claim names the peer's addresses and topics too: whoever takes it over can dial the peer. It
+//! is changed only from the state that was read, by a command of the group, so of two members that
+//! claim at once one fails. Two may still serve a peer for a moment, when the bond between them is
+//! broken and both reach the rest: then it is sent something twice, which it ignores.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio::time::{sleep, timeout};
+
+use super::Shared;
+use crate::{
+    identity::{PeerAddr, PeerId},
+    log_store::{Expected, Line, LogError, NoteError, NoteRefused, NoteVersion, Topic},
+};
+
+const PREFIX: &[u8] = b"sync/peer/";
+/// Peers with a claim; those beyond are served without one.
+const CLAIMS_MAX: usize = 4_096;
+/// Topics named in a claim.
+const TOPICS_MAX: usize = 256;
+/// Tries from a fresher state, when others change the claim at the same time.
+const TRIES: usize = 3;
+/// Members that see a claim fall free take it at random within this time.
+const JITTER: Duration = Duration::from_millis(150);
+/// Between two looks at the claims; a lost bond is looked at once.
+const PAUSE: Duration = Duration::from_millis(100);
+/// For a quorum to agree to a claim.
+const WRITE_MAX: Duration = Duration::from_secs(2);
+/// For giving claims back when the door closes.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// What the group knows of a peer. Frozen format, in postcard.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Claim {
+    /// The node that serves it; none when it fell free.
+    server: Option<PeerId>,
+    addr: PeerAddr,
+    topics: Vec<(Topic, Line)>,
+}
+
+#[derive(Default)]
+pub(super) struct Claims {
+    known: Mutex<(Option<NoteVersion>, BTreeMap<PeerId, (Claim, NoteVersion)>)>,
+}
+
+impl Claims {
+    /// The node that serves a peer, as far as this member knows.
+    pub(super) fn server(&self, peer: PeerId) -> Option<PeerId> {
+        self.locked().1.get(&peer)?.0.server
+    }
+
+    /// Every peer with a claim, who serves it, and in which topics.
+    pub(super) fn all(&self) -> Vec<(PeerId, Option<PeerId>, Vec<(Topic, Line)>)> {
+        let known = self.locked();
+        let all = known.1.iter();
+        all.map(|(peer, (claim, _))| (*peer, claim.server, claim.topics.clone()))
+            .collect()
+    }
+
+    fn locked(
+        &self,
+    ) -> MutexGuard<'_, (Option<NoteVersion>, BTreeMap<PeerId, (Claim, NoteVersion)>)> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shared {
+    /// Whether another member serves this peer, and can be reached.
+    pub(super) fn is_served_elsewhere(&self, peer: PeerId) -> bool {
+        let server = self.claims.server(peer);
+        server.is_some_and(|it| it != self.here() && self.reaches(it))
+    }
+
+    /// Claims a peer that has asked for, or answered in, a topic. False if another member that can
+    /// be reached serves it, or no quorum says so.
+    pub(super) async fn claim(&self, peer: PeerId, topic: Topic, line: Line) -> bool {
+        for _ in 0..TRIES {
+            let Ok(held) = self.read_claim(peer) else {
+                return false;
+            };
+            let here = Some(self.here());
+            let addr = self.peers.addr(peer);
+            let (mut claim, expected) = match held {
+                None if self.claims.locked().1.len() >= CLAIMS_MAX => return true,
+                None => {
+                    let claim = Claim {
+                        server: here,
+                        addr: addr.clone(),
+                        topics: Vec::new(),
+                    };
+                    (claim, Expected::Absent)
+                }
+                Some((claim, version)) => {
+                    let named = claim.topics.contains(&(topic, line)) && claim.addr == addr;
+                    if claim.server == here && named {
+                        return true;
+                    }
+                    let elsewhere = claim.server.filter(|it| Some(*it) != here);
+                    if elsewhere.is_some_and(|it| self.reaches(it)) {
+                        return false;
+                    }
+                    (claim, Expected::Changed(version))
+                }
+            };
+            claim.server = here;
+            claim.addr.addrs.extend(addr.addrs);
+            claim.addr = claim.addr.capped();
+            self.peers.learn(&claim.addr);
+            if !claim.topics.contains(&(topic, line)) && claim.topics.len() < TOPICS_MAX {
+                claim.topics.push((topic, line));
+            }
+            match self.write_claim(peer, Some(&claim), expected).await {
+                Ok(()) => return true,
+                Err(NoteError::Refused(NoteRefused::Changed { .. })) => {}
+                // No room for notes: it is served all the same, by whoever it has come to.
+                Err(NoteError::Refused(_)) => return true,
+                Err(NoteError::Logs(_)) => return false,
+            }
+        }
+        false
+    }
+
+    /// Gives a peer back that this member cannot serve, for another one to try.
+    pub(super) async fn release(&self, peer: PeerId) {
+        let Ok(Some((mut claim, version))) = self.read_claim(peer) else {
+            return;
+        };
+        if claim.server == Some(self.here()) {
+            claim.server = None;
+            // If it fails, the others see that we are gone, or we try again.
+            let expected = Expected::Changed(version);
+            let _ = self.write_claim(peer, Some(&claim), expected).await;
+        }
+    }
+
+    /// Gives all peers back: the door closes.
+    pub(super) async fn release_all(&self) {
+        let here = Some(self.here());
+        let ours: Vec<PeerId> = {
+            let known = self.claims.locked();
+            let ours = known
+                .1
+                .iter()
+                .filter(|(_, (claim, _))| claim.server == here);
+            ours.map(|(peer, _)| *peer).collect()
+        };
+        let releasing = ours.into_iter().map(|peer| self.release(peer));
+        let all = futures_util::future::join_all(releasing);
+        let _ = timeout(FAREWELL, all).await;
+    }
+
+    /// The name of this node among the members, which is not the door's.
+    fn here(&self) -> PeerId {
+        self.logs.group().peer()
+    }
+
+    fn reaches(&self, member: PeerId) -> bool {
+        member == self.here() || self.logs.group().bonds().contains_peer(&member)
+    }
+
+    fn read_claim(&self, peer: PeerId) -> io::Result<Option<(Claim, NoteVersion)>> {
+        let notes = self.logs.notes(&name(peer))?;
+        let claim = notes.first().and_then(|note| {
+            let claim = decode(&note.value)?;
+            Some((claim, note.version))
+        });
+        let mut known = self.claims.locked();
+        match &claim {
+            Some(claim) => drop(known.1.insert(peer, claim.clone())),
+            None => drop(known.1.remove(&peer)),
+        }
+        Ok(claim)
+    }
+
+    async fn write_claim(
+        &self,
+        peer: PeerId,
+        claim: Option<&Claim>,
+        expected: Expected,
+    ) -> Result<(), NoteError> {
+        // Plain values into memory cannot fail to encode.
+        let value = claim.map(|it| postcard::to_stdvec(it).unwrap_or_default().into());
+        let writing = self.logs.note(name(peer).into(), value, expected);
+        let written = timeout(WRITE_MAX, writing).await;
+        let written = written.unwrap_or(Err(NoteError::Logs(LogError::Unknown)))?;
+        if let Some(claim) = claim {
+            let mut known = self.claims.locked();
+            known.1.insert(peer, (claim.clone(), written));
+        }
+        Ok(())
+    }
+
+    /// Reads what has changed, and takes over what fell free.
+    fn look_at_claims(self: &Arc<Self>) -> io::Result<()> {
+        let changed = self.logs.notes_changed()?;
+        if changed != self.claims.locked().0 {
+            let notes = self.logs.notes(PREFIX)?;
+            let read = notes.into_iter().filter_map(|note| {
+                let peer = note.name.get(PREFIX.len()..)?;
+                let peer = PeerId::from_bytes(peer.try_into().ok()?);
+                Some((peer, (decode(&note.value)?, note.version)))
+            });
+            *self.claims.locked() = (changed, read.collect());
+        }
+        let here = Some(self.here());
+        let mut free = Vec::new();
+        let mut ours = Vec::new();
+        for (peer, (claim, _)) in &self.claims.locked().1 {
+            if claim.server == here {
+                ours.push((*peer, claim.clone()));
+            } else if claim.server.is_none_or(|it| !self.reaches(it)) {
+                free.push((*peer, claim.clone()));
+            }
+        }
+        for (peer, claim) in ours {
+            self.serve_claimed(peer, &claim);
+        }
+        for (peer, claim) in free {
+            let shared = Arc::clone(self);
+            self.run(async move {
+                sleep(JITTER.mul_f64(rand::random_range(0.0..=1.0))).await;
+                for (topic, line) in &claim.topics {
+                    if !shared.claim(peer, *topic, *line).await {
+                        return;
+                    }
+                }
+                tracing::debug!(peer = %peer.short(), "taken over");
+                shared.serve_claimed(peer, &claim);
+            });
+        }
+        Ok(())
+    }
+
+    fn serve_claimed(self: &Arc<Self>, peer: PeerId, claim: &Claim) {
+        self.peers.learn(&claim.addr);
+        for (topic, line) in &claim.topics {
+            if self.feed(*topic).is_some_and(|it| it.line == *line) && !self.is_kept(peer, *topic) {
+                self.keep(peer, *topic);
+            }
+        }
+    }
+}
+
+/// Follows the claims and the bonds to those who hold them.
+pub(super) async fn watch(shared: Arc<Shared>) {
+    let mut committed = shared.logs.committed();
+    let mut bonds = shared.logs.group().bonds();
+    let mut serving = shared.serving.subscribe();
+    loop {
+        if serving.wait_for(|it| *it).await.is_err() {
+            return;
+        }
+        if let Err(error) = shared.look_at_claims() {
+            tracing::warn!(%error, "which member serves whom cannot be read");
+        }
+        sleep(PAUSE).await;
+        tokio::select! {
+            changed = committed.changed() => if changed.is_err() {
+                return;
+            },
+            _ = bonds.changed() => {}
+        }
+    }
+}
+
+fn name(peer: PeerId) -> Vec<u8> {
+    [PREFIX, peer.as_bytes()].concat()
+}
+
+fn decode(value: &Bytes) -> Option<Claim> {
+    match postcard::take_from_bytes::<Claim>(value) {
+        Ok((claim, [])) if claim.topics.len() <= TOPICS_MAX => Some(claim),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claim_is_read_as_it_was_written() {
+        let peer = PeerId::from_bytes([1; 32]);
+        let claim = Claim {
+            server: Some(PeerId::from_bytes([2; 32])),
+            addr: PeerAddr::new(peer, [([127, 0, 0, 1], 4000).into()]),
+            topics: vec![(Topic::named("cats"), Line::V07)],
+        };
+        let bytes = Bytes::from(postcard::to_stdvec(&claim).expect("it is encodable"));
+        assert_eq!(decode(&bytes), Some(claim));
+        for cut in 0..bytes.len() {
+            assert_eq!(decode(&bytes.slice(..cut)), None);
+        }
+    }
+}

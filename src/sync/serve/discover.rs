@@ -1,0 +1,177 @@
+//! Discovery: which topics a peer shares with us, and where peers are.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use tokio::time::timeout;
+
+use super::Shared;
+use crate::{
+    identity::{PeerAddr, PeerId},
+    log_store::{Line, Topic},
+    sync::{
+        codec::line_of_first_discovery_byte,
+        discovery::{Address, Discovery, Found, Local, Stamp, TransportInfo},
+        protocol::SyncError,
+        wire::{Connection, Recv, Send, Service},
+    },
+};
+
+/// For a whole discovery session.
+const SESSION_MAX: Duration = Duration::from_secs(10);
+
+/// What we say about ourselves: signed once a line and change of address, since a stock node that
+/// sees a new signature each time asks again at once.
+#[derive(Default)]
+pub(super) struct Infos {
+    signed: Mutex<BTreeMap<Line, (BTreeSet<Address>, TransportInfo)>>,
+}
+
+impl Infos {
+    fn of(&self, line: Line, addr: &PeerAddr, secret: &[u8; 32]) -> TransportInfo {
+        let addresses: BTreeSet<Address> = addr
+            .addrs
+            .iter()
+            .copied()
+            .map(Address::Ip)
+            .chain(addr.relay.clone().map(Address::Relay))
+            .collect();
+        let mut signed = self.signed.lock().unwrap_or_else(PoisonError::into_inner);
+        let former = signed.get(&line);
+        if let Some((of, info)) = former
+            && *of == addresses
+        {
+            return info.clone();
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let micros = now.map_or(0, |it| it.as_micros() as u64);
+        let stamp = Stamp::after(former.map(|(_, info)| info.stamp()), micros);
+        let info = TransportInfo::sign(line, stamp, addresses.iter().cloned(), secret);
+        signed.insert(line, (addresses, info.clone()));
+        info
+    }
+}
+
+fn local(shared: &Shared, line: Line) -> Local {
+    let info = shared.infos.of(line, &shared.wire.addr(), &shared.secret);
+    Local {
+        salt: rand::random(),
+        topics: shared
+            .open_topics()
+            .into_iter()
+            .filter(|(_, it)| *it == line)
+            .map(|(topic, _)| topic.derived())
+            .collect(),
+        infos: BTreeMap::from([(shared.wire.id(), info)]),
+    }
+}
+
+/// Answers a peer that asks.
+pub(super) async fn answer(shared: &Arc<Shared>, connection: &Connection) -> Result<(), SyncError> {
+    let answering = async {
+        let (send, mut recv) = connection.accept().await.map_err(SyncError::unexpected)?;
+        let first = recv.read().await.map_err(SyncError::unexpected)?;
+        let first = first.ok_or_else(|| SyncError::unexpected("an empty discovery session"))?;
+        let line = first
+            .first()
+            .and_then(|it| line_of_first_discovery_byte(*it));
+        let line = line.ok_or_else(|| SyncError::encoding("discovery of no line we know"))?;
+        let mut bob = Discovery::bob(line, local(shared, line));
+        bob.received(first)?;
+        let found = talk(bob, send, recv, false).await?;
+        Ok::<_, SyncError>((line, found))
+    };
+    let answered = timeout(SESSION_MAX, answering).await;
+    let (line, found) =
+        answered.map_err(|_| SyncError::unexpected("discovery took too long"))??;
+    connection.close("done");
+    shared.met(connection.remote(), line, &found);
+    Ok(())
+}
+
+/// Asks a peer, in a line.
+pub(super) async fn ask(
+    shared: &Arc<Shared>,
+    addr: &PeerAddr,
+    line: Line,
+) -> Result<(), SyncError> {
+    let asking = async {
+        let dialling = shared.wire.dial(addr, Service::Discovery);
+        let connection = dialling.await.map_err(SyncError::unexpected)?;
+        let (send, recv) = connection.open().await.map_err(SyncError::unexpected)?;
+        let alice = Discovery::alice(line, local(shared, line));
+        let found = talk(alice, send, recv, true).await?;
+        // Bob closes once he has read ours.
+        let _ = timeout(Duration::from_secs(1), connection.closed()).await;
+        Ok::<_, SyncError>(found)
+    };
+    let asked = timeout(SESSION_MAX, asking).await;
+    let found = asked.map_err(|_| SyncError::unexpected("discovery took too long"))??;
+    shared.met(addr.peer, line, &found);
+    Ok(())
+}
+
+async fn talk(
+    mut side: Discovery,
+    mut send: Send,
+    mut recv: Recv,
+    finish: bool,
+) -> Result<Found, SyncError> {
+    loop {
+        while let Some(bytes) = side.poll_transmit() {
+            send.write_all(bytes).await.map_err(SyncError::unexpected)?;
+        }
+        if side.is_done() {
+            if finish {
+                send.finish();
+            }
+            return Ok(side.found().clone());
+        }
+        match recv.read().await.map_err(SyncError::unexpected)? {
+            Some(bytes) => side.received(bytes)?,
+            None => side.received_end()?,
+        }
+    }
+}
+
+/// What an info that is verified says about where its node is.
+fn place(peer: PeerId, info: &TransportInfo) -> PeerAddr {
+    let mut addr = PeerAddr::new(peer, []);
+    for address in info.addresses() {
+        match address {
+            Address::Ip(ip) => drop(addr.addrs.insert(*ip)),
+            Address::Relay(url) => addr.relay = Some(url.clone()),
+        }
+    }
+    addr.capped()
+}
+
+impl Shared {
+    /// Takes in what a discovery session found out.
+    fn met(self: &Arc<Self>, remote: PeerId, line: Line, found: &Found) {
+        for (peer, info) in &found.infos {
+            if *peer == self.wire.id() || info.verify(line, peer).is_err() {
+                continue;
+            }
+            let addr = place(*peer, info);
+            self.wire.learn(&addr);
+            self.peers.learn(&addr);
+        }
+        let common: Vec<Topic> = self
+            .open_topics()
+            .into_iter()
+            .filter(|(topic, _)| found.topics.contains(&topic.derived()))
+            .map(|(topic, _)| topic)
+            .collect();
+        tracing::debug!(peer = %remote.short(), topics = common.len(), "met in discovery");
+        for topic in common {
+            self.keep(remote, topic);
+            if let Some(feed) = self.feed(topic) {
+                feed.invite(remote);
+            }
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! What a peer pushes on its way into the group: decoded as it comes, proposed in batches beside
+//! the session, so that the session never stops reading.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+use bytes::Bytes;
+use tokio::{sync::mpsc, task::JoinHandle};
+
+use crate::log_store::{
+    Author, ChainRefused, Line, LogError, Logs, Operation, Outcome, Refusal, Topic,
+};
+
+/// Operations that wait for their turn; with the bytes, what bounds a peer.
+const WAITING_MAX: usize = 16 * 1024;
+/// Operations proposed at once.
+const BATCH_MAX: usize = 1_024;
+
+/// The way in of one session.
+pub(super) struct Inbound {
+    to: mpsc::Sender<Operation>,
+    told: Arc<Told>,
+    bytes_max: usize,
+    line: Line,
+    topic: Topic,
+    task: JoinHandle<()>,
+}
+
+/// What has become of a session's operations so far.
+#[derive(Default)]
+pub(super) struct Told {
+    waiting_bytes: AtomicUsize,
+    pub(super) received: AtomicU64,
+    pub(super) appended: AtomicU64,
+    pub(super) held: AtomicU64,
+    /// Not taken now, but maybe when sent again: after a gap, or beyond the bounds.
+    pub(super) again: AtomicU64,
+    /// Never to be taken.
+    pub(super) refused: AtomicU64,
+    wrong: Mutex<Wrong>,
+}
+
+/// What was wrong with a peer's operations.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Wrong {
+    /// Whose logs the peer would send for ever.
+    pub(super) authors: BTreeSet<Author>,
+    /// The last refusal, in words.
+    pub(super) last: Option<String>,
+}
+
+impl Inbound {
+    pub(super) fn start(logs: Logs, topic: Topic, line: Line, bytes_max: usize) -> Self {
+        let (to, from) = mpsc::channel(WAITING_MAX);
+        let told = Arc::<Told>::default();
+        let task = tokio::spawn(propose(logs, topic, from, Arc::clone(&told)));
+        Self {
+            to,
+            told,
+            bytes_max,
+            line,
+            topic,
+            task,
+        }
+    }
+
+    /// Takes an operation in, or discards it: never waits.
+    pub(super) fn take(&self, header: Bytes, body: Option<Bytes>) {
+        self.told.received.fetch_add(1, Relaxed);
+        // The stream's buffers are large; an operation that waits must not hold them.
+        let header = Bytes::copy_from_slice(&header);
+        let body = body.map(|it| Bytes::copy_from_slice(&it));
+        let operation = match Operation::decode(self.line, header, body) {
+            Ok(operation) => operation,
+            Err(refused) => return self.told.refuse(None, &refused),
+        };
+        if operation.log_id() != self.topic.log_id() {
+            return self.told.refuse(None, &ChainRefused::OtherLog);
+        }
+        let bytes = operation.bytes() as usize;
+        let waiting = self.told.waiting_bytes.load(Relaxed);
+        if waiting > 0 && waiting + bytes > self.bytes_max {
+            self.told.again.fetch_add(1, Relaxed);
+            return;
+        }
+        self.told.waiting_bytes.fetch_add(bytes, Relaxed);
+        if self.to.try_send(operation).is_err() {
+            self.told.waiting_bytes.fetch_sub(bytes, Relaxed);
+            self.told.again.fetch_add(1, Relaxed);
+        }
+    }
+
+    pub(super) fn told(&self) -> &Arc<Told> {
+        &self.told
+    }
+
+    /// Waits until everything that was taken in is committed or refused.
+    pub(super) async fn finish(self) -> Arc<Told> {
+        drop(self.to);
+        // A panic in there has been reported; what it was about comes again.
+        let _ = self.task.await;
+        self.told
+    }
+}
+
+async fn propose(logs: Logs, topic: Topic, mut from: mpsc::Receiver<Operation>, told: Arc<Told>) {
+    let mut batch = Vec::new();
+    while from.recv_many(&mut batch, BATCH_MAX).await > 0 {
+        let operations = std::mem::take(&mut batch);
+        let authors: Vec<Author> = operations.iter().map(Operation::author).collect();
+        let bytes: u64 = operations.iter().map(Operation::bytes).sum();
+        match logs.ingest(topic, operations).await {
+            Ok(outcomes) => {
+                for (author, outcome) in authors.into_iter().zip(outcomes) {
+                    told.note(author, &outcome);
+                }
+            }
+            Err(error) => told.not_known(authors.len(), &error),
+        }
+        told.waiting_bytes.fetch_sub(bytes as usize, Relaxed);
+    }
+}
+
+impl Told {
+    pub(super) fn wrong(&self) -> Wrong {
+        self.locked().clone()
+    }
+
+    fn note(&self, author: Author, outcome: &Outcome) {
+        match outcome {
+            Outcome::Appended { .. } => drop(self.appended.fetch_add(1, Relaxed)),
+            Outcome::Held { .. } => drop(self.held.fetch_add(1, Relaxed)),
+            Outcome::Refused(Refusal::Chain(ChainRefused::Gap { .. })) => {
+                self.again.fetch_add(1, Relaxed);
+            }
+            // Below what the group has pruned: as good as held.
+            Outcome::Refused(Refusal::Chain(ChainRefused::Pruned { .. })) => {
+                self.held.fetch_add(1, Relaxed);
+            }
+            Outcome::Refused(refusal) => self.refuse(Some(author), refusal),
+        }
+    }
+
+    fn not_known(&self, count: usize, error: &LogError) {
+        self.again.fetch_add(count as u64, Relaxed);
+        self.locked().last = Some(error.to_string());
+    }
+
+    fn refuse(&self, author: Option<Author>, why: &impl std::fmt::Display) {
+        self.refused.fetch_add(1, Relaxed);
+        let mut wrong = self.locked();
+        wrong.authors.extend(author);
+        wrong.last = Some(why.to_string());
+    }
+
+    fn locked(&self) -> std::sync::MutexGuard<'_, Wrong> {
+        self.wrong.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,124 @@
+//! Keeps a peer served in a topic: dials it, and dials it again for as long as it can be found.
+
+use std::{pin::pin, sync::Arc, time::Duration};
+
+use tokio::time::{sleep, timeout};
+
+use super::{Shared, backoff::Backoff, session};
+use crate::{
+    identity::PeerId,
+    log_store::Topic,
+    sync::{protocol::SyncError, session::Role, wire::Service},
+};
+
+/// For a peer to answer.
+const DIAL_MAX: Duration = Duration::from_secs(10);
+/// Before the next chunk of a peer that was just looked at.
+const BREATH: Duration = Duration::from_millis(5);
+/// After a peer has ended a live session in good order: it may have left the overlay.
+const AFTER_CLOSE: Duration = Duration::from_secs(1);
+/// Tries in a row without an answer after which a peer is no longer looked for. It counts again
+/// once it comes in, becomes a neighbour or is met in discovery.
+const TRIES_MAX: u32 = 64;
+
+/// Tries in a row after which another member may have better luck.
+const RELEASE_AFTER: u32 = 4;
+
+/// Dials until the topic is closed or the peer is gone for long.
+pub(super) async fn keep(shared: Arc<Shared>, peer: PeerId, topic: Topic) {
+    let Some(feed) = shared.feed(topic) else {
+        return;
+    };
+    let keeping = kept(&shared, peer, topic);
+    feed.over.run_until_cancelled(keeping).await;
+    shared.peers.with(peer, topic, |it| it.kept = false);
+}
+
+async fn kept(shared: &Arc<Shared>, peer: PeerId, topic: Topic) {
+    let Some(moved) = shared.peers.with(peer, topic, |it| Arc::clone(&it.moved)) else {
+        return;
+    };
+    let mut serving = shared.serving.subscribe();
+    let mut backoff = Backoff::default();
+    let mut tries = 0;
+    while tries < TRIES_MAX {
+        if serving.wait_for(|it| *it).await.is_err() {
+            return;
+        }
+        let mut freed = pin!(moved.notified());
+        freed.as_mut().enable();
+        if shared.peers.is_taken(peer, topic) || shared.is_served_elsewhere(peer) {
+            // It came in by itself; its session's end is told.
+            let _ = timeout(shared.options.ask_again(), freed).await;
+            continue;
+        }
+        let pause = match serve_once(shared, peer, topic).await {
+            Ok(end) => {
+                tries = 0;
+                match end {
+                    session::End::Sent(pause) | session::End::Look(pause) => {
+                        backoff.reset();
+                        pause.max(BREATH)
+                    }
+                    session::End::Ask | session::End::Stopped | session::End::Surplus => {
+                        backoff.pause()
+                    }
+                    session::End::Closed => AFTER_CLOSE.max(backoff.pause()),
+                }
+            }
+            Err(error) => {
+                tracing::debug!(peer = %peer.short(), %topic, %error, "not served");
+                tries += 1;
+                if tries == RELEASE_AFTER {
+                    shared.release(peer).await;
+                }
+                let text = error.to_string();
+                shared
+                    .peers
+                    .with(peer, topic, |it| it.told.last_error = Some(text));
+                backoff.pause()
+            }
+        };
+        tokio::select! {
+            () = sleep(pause) => {}
+            () = moved.notified() => {}
+        }
+    }
+}
+
+async fn serve_once(
+    shared: &Arc<Shared>,
+    peer: PeerId,
+    topic: Topic,
+) -> Result<session::End, SyncError> {
+    let feed = shared
+        .feed(topic)
+        .ok_or_else(|| SyncError::critical("the topic is closed"))?;
+    let line = feed.line;
+    // Taken first: of two sessions that begin at once one serves, and that is settled here.
+    let Some(slot) = shared.peers.take(peer, topic) else {
+        return Ok(session::End::Surplus);
+    };
+    let (_all, _counted) = shared
+        .room(peer)
+        .ok_or_else(|| SyncError::critical("as many sessions as there may be are open"))?;
+    let addr = shared.peers.addr(peer);
+    let dialling = shared.wire.dial(&addr, Service::Sync);
+    let connection = timeout(DIAL_MAX, dialling)
+        .await
+        .map_err(|_| SyncError::unexpected("it does not answer"))?
+        .map_err(SyncError::unexpected)?;
+    session::ask(&connection, line, topic).await?;
+    shared.peers.learn(&connection.remote_addr());
+    // Only now: a claim is for who has answered.
+    let claimed = shared.claim(peer, topic, line).await;
+    let agreed = session::Agreed {
+        peer,
+        topic,
+        line,
+        role: Role::Initiator,
+        slot: claimed.then_some(slot),
+        feed,
+    };
+    session::run(shared, &connection, agreed).await
+}

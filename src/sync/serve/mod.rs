@@ -1,0 +1,467 @@
+//! A member's door for outsiders: peers that are no members sync the group's logs here, as with
+//! one peer.
+//!
+//! ```text
+//!   accept ----> discovery: who has which topics, who is where
+//!     |   \----> gossip: neighbours in a topic --------+
+//!     |                                                v
+//!     +--------> session <---- keeper: dials a peer, and again, in each topic
+//!                   |
+//!        inbound: what it pushes      peers: whom, how fast, what it has; one session serves
+//!                   |                 claims: which member serves whom, shared by the group
+//!                   |                 topic: what is new, to all live sessions
+//!                 Logs: read index first, then what is held; pushes are proposed to the group
+//! ```
+//!
+//! # Invariants
+//! - What a peer is told that we hold, a quorum held when it was told.
+//! - One member serves a peer, and one session at a time in a topic; others say what is held and
+//!   end.
+//! - A peer that is behind is sent chunks, each announced in full, and nothing live.
+//! - A session never waits with reading for what it reads to be committed.
+//! - Without a quorum nobody is served.
+
+mod backoff;
+mod claims;
+mod discover;
+mod inbound;
+mod keeper;
+mod options;
+mod pacer;
+mod peers;
+mod session;
+mod status;
+mod topic;
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::{sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use zeroize::Zeroizing;
+
+use self::{
+    claims::Claims,
+    discover::Infos,
+    peers::{Counted, Peers},
+    topic::Feed,
+};
+pub use self::{
+    options::SyncOptions,
+    status::{PeerState, PeerStatus, SyncStatus},
+};
+use super::{
+    client::{self, Admit, Denied, ServeLimits},
+    protocol::SyncError,
+    session::Role,
+    ticket::LogTicket,
+    wire::{Connection, Knock, Service, Wire, WireOptions},
+};
+use crate::{
+    identity::{PeerAddr, PeerId},
+    log_store::{Line, Logs, Topic},
+};
+
+/// Strangers that shake hands at once.
+const KNOCKS_MAX: usize = 64;
+/// For a stranger to say what it wants.
+const KNOCK_MAX: Duration = Duration::from_secs(10);
+/// Between two looks at which topics are open.
+const TOPICS_PAUSE: Duration = Duration::from_millis(100);
+
+/// A member that serves outsiders: unmodified p2panda nodes of the lines 0.6 and 0.7.
+///
+/// A handle; clones are handles on the same door. It is open until [`Sync::stop`], or until the
+/// node shuts down. It listens on a port of its own with a key of its own, so that nothing that
+/// comes in there reaches the group's bonds.
+///
+/// ```
+/// use quorate::{
+///     GroupKey, Node,
+///     log_store::{Line, LogStore, Topic},
+///     sync::SyncOptions,
+/// };
+///
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let node = Node::in_memory().bind_loopback().open().await?;
+/// let logs = node.create(GroupKey::generate(), LogStore::new()).await?.logs();
+/// logs.open_topic(Topic::named("cats"), Line::V07).await?;
+///
+/// let options = SyncOptions { bind: vec!["127.0.0.1:0".parse()?], ..SyncOptions::default() };
+/// let sync = node.serve_sync(&logs, options).await?;
+/// println!("stock nodes find it at {}", sync.addr());
+/// println!("and our own clients by {}", sync.ticket());
+/// # assert!(sync.status().peers.is_empty());
+/// # node.shutdown().await;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Sync {
+    shared: Arc<Shared>,
+}
+
+/// What all tasks of the door share.
+struct Shared {
+    wire: Wire,
+    logs: Logs,
+    options: SyncOptions,
+    secret: Zeroizing<[u8; 32]>,
+    /// Whether a quorum is reached, so whether anybody is served.
+    serving: watch::Sender<bool>,
+    sessions: Arc<Semaphore>,
+    topics: Mutex<BTreeMap<Topic, Feed>>,
+    peers: Arc<Peers>,
+    claims: Claims,
+    infos: Infos,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// The door could not be opened.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("outsiders cannot be served: {why}")]
+pub struct OpenSyncError {
+    why: String,
+}
+
+impl Sync {
+    /// Opens the door. `secret` is the key of its endpoint.
+    pub(crate) async fn start(
+        logs: &Logs,
+        secret: Zeroizing<[u8; 32]>,
+        options: SyncOptions,
+    ) -> Result<Self, OpenSyncError> {
+        let wire = WireOptions {
+            secret: secret.clone(),
+            bind: options.bind.clone(),
+            relay: options.relay_choice(),
+            network: options.network,
+        };
+        let wire = Wire::bind(wire).await.map_err(|error| OpenSyncError {
+            why: format!("no endpoint at the address wanted: {error}"),
+        })?;
+        let shared = Arc::new(Shared {
+            wire,
+            logs: logs.clone(),
+            secret,
+            serving: watch::Sender::new(logs.quorate().now()),
+            sessions: Arc::new(Semaphore::new(options.sessions_max)),
+            options,
+            topics: Mutex::default(),
+            peers: Arc::default(),
+            claims: Claims::default(),
+            infos: Infos::default(),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        });
+        shared.look_at_topics();
+        shared.run(watch_quorum(Arc::clone(&shared)));
+        shared.run(watch_topics(Arc::clone(&shared)));
+        shared.run(claims::watch(Arc::clone(&shared)));
+        shared.run(accept(Arc::clone(&shared)));
+        shared.run(ask_again(Arc::clone(&shared)));
+        let sync = Self { shared };
+        for peer in sync.shared.options.peers.clone() {
+            sync.add_peer(peer);
+        }
+        Ok(sync)
+    }
+
+    /// The name of the door's endpoint; not that of the node.
+    #[must_use]
+    pub fn id(&self) -> PeerId {
+        self.shared.wire.id()
+    }
+
+    /// Where peers can dial it at the moment.
+    #[must_use]
+    pub fn addr(&self) -> PeerAddr {
+        self.shared.wire.addr()
+    }
+
+    /// A ticket to all open topics at this member.
+    #[must_use]
+    pub fn ticket(&self) -> LogTicket {
+        let network = self.shared.options.network;
+        LogTicket::new(network, self.shared.open_topics(), [self.addr()])
+    }
+
+    /// Looks for a peer, in every open topic, until it is found: it is dialled, and dialled again
+    /// with growing pauses of up to a minute.
+    pub fn add_peer(&self, addr: PeerAddr) {
+        let shared = &self.shared;
+        shared.wire.learn(&addr);
+        if !shared.peers.learn(&addr) {
+            return;
+        }
+        let mut lines = Vec::new();
+        for (topic, line) in shared.open_topics() {
+            shared.keep(addr.peer, topic);
+            if !lines.contains(&line) {
+                lines.push(line);
+            }
+        }
+        for line in lines {
+            let (shared, addr) = (Arc::clone(shared), addr.clone());
+            self.shared.run(async move {
+                if let Err(error) = discover::ask(&shared, &addr, line).await {
+                    tracing::debug!(peer = %addr.peer.short(), %error, "not met in discovery");
+                }
+            });
+        }
+    }
+
+    /// Whom it serves, and how far they are.
+    #[must_use]
+    pub fn status(&self) -> SyncStatus {
+        self.shared.status()
+    }
+
+    /// Closes the door: ends all sessions and gives the socket back. Idempotent.
+    pub async fn stop(&self) {
+        let first = !self.shared.stop.is_cancelled();
+        self.shared.stop.cancel();
+        if first {
+            // Another member takes over at once.
+            self.shared.release_all().await;
+        }
+        self.shared.tasks.close();
+        self.shared.wire.close().await;
+        self.shared.tasks.wait().await;
+    }
+}
+
+impl fmt::Debug for Sync {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sync")
+            .field("id", &self.id())
+            .field("serving", &*self.shared.serving.borrow())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// Runs a task until the door closes.
+    fn run(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            stop.run_until_cancelled(task).await;
+        });
+    }
+
+    fn topics(&self) -> MutexGuard<'_, BTreeMap<Topic, Feed>> {
+        self.topics.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn feed(&self, topic: Topic) -> Option<Feed> {
+        self.topics().get(&topic).cloned()
+    }
+
+    fn open_topics(&self) -> Vec<(Topic, Line)> {
+        let topics = self.topics();
+        topics.iter().map(|(topic, it)| (*topic, it.line)).collect()
+    }
+
+    /// Opens and closes what the group has opened and closed.
+    fn look_at_topics(self: &Arc<Self>) {
+        let Ok(wanted) = self.logs.topics() else {
+            return;
+        };
+        let wanted: BTreeMap<Topic, Line> = wanted.into_iter().collect();
+        let mut gone = Vec::new();
+        {
+            let mut topics = self.topics();
+            topics.retain(|topic, feed| {
+                let stays = wanted.get(topic) == Some(&feed.line);
+                if !stays {
+                    feed.over.cancel();
+                    gone.push(*topic);
+                }
+                stays
+            });
+            for (topic, line) in wanted {
+                let opened = || topic::open(self, topic, line);
+                topics.entry(topic).or_insert_with(opened);
+            }
+        }
+        for topic in gone {
+            self.peers.close_topic(topic);
+        }
+    }
+
+    /// Sees to it that a peer is served in a topic, from now on.
+    fn keep(self: &Arc<Self>, peer: PeerId, topic: Topic) {
+        if peer == self.wire.id() {
+            return;
+        }
+        let fresh = self.peers.with(peer, topic, |it| {
+            it.moved.notify_one();
+            !std::mem::replace(&mut it.kept, true)
+        });
+        if fresh == Some(true) {
+            self.run(keeper::keep(Arc::clone(self), peer, topic));
+        }
+    }
+
+    fn is_kept(&self, peer: PeerId, topic: Topic) -> bool {
+        self.peers.with(peer, topic, |it| it.kept).unwrap_or(true)
+    }
+
+    /// Room for one more session, with this peer and in all.
+    fn room(&self, peer: PeerId) -> Option<(OwnedSemaphorePermit, Counted)> {
+        let all = Arc::clone(&self.sessions).try_acquire_owned().ok()?;
+        let counted = self.peers.count(peer, self.options.sessions_of_peer_max)?;
+        Some((all, counted))
+    }
+
+    async fn admit(self: &Arc<Self>, knock: Knock) -> Result<(), SyncError> {
+        let shaking = timeout(KNOCK_MAX, knock.accept()).await;
+        let (service, connection) = shaking
+            .map_err(|_| SyncError::unexpected("the handshake took too long"))?
+            .map_err(SyncError::unexpected)?;
+        match service {
+            Service::Sync => self.serve(&connection).await,
+            Service::Discovery => discover::answer(self, &connection).await,
+            Service::Client => self.serve_client(&connection).await,
+            Service::Gossip => Ok(()),
+        }
+    }
+
+    /// Serves our own client, which has back-pressure and needs no chunks.
+    async fn serve_client(self: &Arc<Self>, connection: &Connection) -> Result<(), SyncError> {
+        let Some(_room) = self.room(connection.remote()) else {
+            connection.close("as many sessions as there may be are open");
+            return Err(SyncError::critical(
+                "as many sessions as there may be are open",
+            ));
+        };
+        let limits = ServeLimits::default();
+        let stream = timeout(limits.request_within, connection.accept_bytes()).await;
+        let stream = stream
+            .map_err(|_| SyncError::unexpected("nothing was asked for in time"))?
+            .map_err(SyncError::unexpected)?;
+        connection.admit();
+        let shared = Arc::clone(self);
+        let admit: Admit = Arc::new(move |topic, _| match shared.feed(topic) {
+            Some(_) => Ok(shared.logs.clone()),
+            None => Err(Denied::UnknownTopic),
+        });
+        let served = client::serve_logs(stream, &admit, &limits);
+        let mut serving = self.serving.subscribe();
+        let no_quorum = async {
+            let _ = serving.wait_for(|it| !it).await;
+        };
+        tokio::select! {
+            served = served => {
+                // The last words are on their way: the client closes when it has them.
+                let _ = timeout(KNOCK_MAX, connection.closed()).await;
+                served.map_err(SyncError::unexpected)
+            }
+            () = no_quorum => {
+                connection.close("no quorum is reached here");
+                Ok(())
+            }
+        }
+    }
+
+    async fn serve(self: &Arc<Self>, connection: &Connection) -> Result<(), SyncError> {
+        let peer = connection.remote();
+        let Some((_all, _counted)) = self.room(peer) else {
+            connection.close("as many sessions as there may be are open");
+            return Err(SyncError::critical(
+                "as many sessions as there may be are open",
+            ));
+        };
+        let served = |line, topic| self.feed(topic).is_some_and(|it| it.line == line);
+        let asked = session::answer(connection, served).await;
+        let Ok((line, topic)) = asked else {
+            connection.close("not served");
+            return asked.map(drop);
+        };
+        let Some(feed) = self.feed(topic) else {
+            connection.close("not served");
+            return Ok(());
+        };
+        self.peers.learn(&connection.remote_addr());
+        let claimed = self.claim(peer, topic, line).await;
+        let agreed = session::Agreed {
+            peer,
+            topic,
+            line,
+            role: Role::Acceptor,
+            slot: claimed.then(|| self.peers.take(peer, topic)).flatten(),
+            feed,
+        };
+        let ended = session::run(self, connection, agreed).await;
+        tracing::debug!(peer = %peer.short(), %topic, ?ended, "a session that came in has ended");
+        self.keep(peer, topic);
+        ended.map(drop)
+    }
+}
+
+async fn accept(shared: Arc<Shared>) {
+    let knocks = Arc::new(Semaphore::new(KNOCKS_MAX + shared.options.sessions_max));
+    while let Some(knock) = shared.wire.accept().await {
+        let room = Arc::clone(&knocks).try_acquire_owned();
+        let (true, Ok(room)) = (*shared.serving.borrow(), room) else {
+            knock.refuse();
+            continue;
+        };
+        let admitting = Arc::clone(&shared);
+        shared.run(async move {
+            if let Err(error) = admitting.admit(knock).await {
+                tracing::debug!(%error, "a peer that came in was not served");
+            }
+            drop(room);
+        });
+    }
+}
+
+async fn watch_quorum(shared: Arc<Shared>) {
+    let mut quorate = shared.logs.quorate();
+    loop {
+        shared.serving.send_replace(quorate.now());
+        shared.peers.wake_all();
+        quorate.changed().await;
+    }
+}
+
+async fn watch_topics(shared: Arc<Shared>) {
+    let mut committed = shared.logs.committed();
+    while committed.changed().await.is_ok() {
+        shared.look_at_topics();
+        sleep(TOPICS_PAUSE).await;
+    }
+}
+
+/// Asks known peers again which topics they have, and whom they know.
+async fn ask_again(shared: Arc<Shared>) {
+    loop {
+        sleep(shared.options.ask_again()).await;
+        let mut lines: Vec<Line> = shared.open_topics().into_iter().map(|it| it.1).collect();
+        lines.dedup();
+        lines.sort_unstable();
+        lines.dedup();
+        for addr in shared.peers.known() {
+            let spoken = shared.peers.line(addr.peer);
+            for line in lines
+                .iter()
+                .filter(|it| spoken.is_none_or(|spoken| spoken == **it))
+            {
+                if !*shared.serving.borrow() {
+                    break;
+                }
+                let _ = discover::ask(&shared, &addr, *line).await;
+            }
+        }
+    }
+}

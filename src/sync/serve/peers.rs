@@ -1,0 +1,396 @@
+//! Who is served what: the table of peers and, for each, its topics, its pace and its place.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use tokio::sync::Notify;
+
+use super::pacer::{ChunkBounds, Pacer, Seen, Turn};
+use crate::{
+    identity::{PeerAddr, PeerId},
+    log_store::{Author, Heights, Line, LogId, Topic},
+    sync::session::{Budget, Plan, Range},
+};
+
+/// Peers that are remembered; beyond, strangers are served but not remembered.
+const PEERS_MAX: usize = 4_096;
+/// Topics of one peer.
+const TOPICS_MAX: usize = 256;
+
+/// When there is no room in the table for a peer that is served all the same.
+const NO_ROOM: Duration = Duration::from_secs(5);
+
+/// What unmodified nodes were seen to keep: one of line 0.6 that is sent 400 at once takes nothing
+/// any more, for good; one of line 0.7 kept 1,000. What a node writes itself at the same time goes
+/// through the same pipeline, so there is room for that.
+fn bounds(line: Line) -> ChunkBounds {
+    let (start, max) = match line {
+        Line::V06 => (128, 200),
+        Line::V07 => (250, 500),
+    };
+    ChunkBounds {
+        start,
+        min: 8,
+        max,
+        start_bytes: 4 * 1024 * 1024,
+        max_bytes: 16 * 1024 * 1024,
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Peers {
+    table: Mutex<BTreeMap<PeerId, Peer>>,
+}
+
+struct Peer {
+    addr: PeerAddr,
+    /// One pipeline a node, whatever the topic; a node is of one line.
+    paces: BTreeMap<Line, Pacer<Topic>>,
+    topics: BTreeMap<Topic, Served>,
+    sessions: usize,
+}
+
+/// One peer in one topic.
+#[derive(Default)]
+pub(super) struct Served {
+    /// Whether a session serves it now.
+    taken: bool,
+    /// Whether a task dials it.
+    pub(super) kept: bool,
+    /// Told when a session ends, or there is reason to dial at once.
+    pub(super) moved: Arc<Notify>,
+    /// The last `Have`.
+    pub(super) theirs: Heights,
+    /// What the last chunk had.
+    chunk: Vec<Range>,
+    behind: Option<Author>,
+    /// Logs that the peer is not to send: named to it as high as it holds them.
+    echoed: BTreeSet<Author>,
+    pub(super) told: Told,
+}
+
+/// What the status says of a peer in a topic.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Told {
+    pub(super) line: Option<Line>,
+    pub(super) live: bool,
+    pub(super) sessions: u64,
+    pub(super) sent: u64,
+    pub(super) resent: u64,
+    pub(super) received: u64,
+    pub(super) appended: u64,
+    pub(super) refused: u64,
+    pub(super) missing: Option<u64>,
+    pub(super) last_success: Option<SystemTime>,
+    pub(super) last_error: Option<String>,
+}
+
+/// The place of the one session that serves a peer in a topic; given back when dropped.
+pub(super) struct Slot {
+    peers: Arc<Peers>,
+    peer: PeerId,
+    topic: Topic,
+}
+
+/// One of the sessions that a peer may have; given back when dropped.
+pub(super) struct Counted {
+    peers: Arc<Peers>,
+    peer: PeerId,
+}
+
+/// What a session is to do for a peer.
+#[derive(Debug)]
+pub(super) enum Job {
+    /// It has everything.
+    Live,
+    /// This chunk.
+    Send(Plan),
+    /// Nothing; look again then.
+    Look(Duration),
+}
+
+impl Peers {
+    /// Remembers where a peer is. False if there is no room for another peer.
+    pub(super) fn learn(&self, addr: &PeerAddr) -> bool {
+        let mut table = self.locked();
+        if let Some(peer) = table.get_mut(&addr.peer) {
+            peer.addr.addrs.extend(addr.addrs.iter().copied());
+            if addr.relay.is_some() {
+                peer.addr.relay.clone_from(&addr.relay);
+            }
+            peer.addr = peer.addr.clone().capped();
+            return true;
+        }
+        if table.len() >= PEERS_MAX {
+            return false;
+        }
+        table.insert(addr.peer, Peer::at(addr.clone().capped()));
+        true
+    }
+
+    /// Where a peer is, as far as known: its id alone may do, since iroh knows who came in.
+    pub(super) fn addr(&self, peer: PeerId) -> PeerAddr {
+        let table = self.locked();
+        let known = table.get(&peer).map(|it| it.addr.clone());
+        known.unwrap_or_else(|| PeerAddr::new(peer, []))
+    }
+
+    pub(super) fn known(&self) -> Vec<PeerAddr> {
+        self.locked().values().map(|it| it.addr.clone()).collect()
+    }
+
+    /// The line that a peer has spoken.
+    pub(super) fn line(&self, peer: PeerId) -> Option<Line> {
+        let table = self.locked();
+        let mut topics = table.get(&peer)?.topics.values();
+        topics.find_map(|it| it.told.line)
+    }
+
+    /// Looks at, or changes, a peer's part in a topic. None if there is no room for it.
+    pub(super) fn with<R>(
+        &self,
+        peer: PeerId,
+        topic: Topic,
+        look: impl FnOnce(&mut Served) -> R,
+    ) -> Option<R> {
+        let mut table = self.locked();
+        if !table.contains_key(&peer) && table.len() >= PEERS_MAX {
+            return None;
+        }
+        let peer = table
+            .entry(peer)
+            .or_insert_with(|| Peer::at(PeerAddr::new(peer, [])));
+        if !peer.topics.contains_key(&topic) && peer.topics.len() >= TOPICS_MAX {
+            return None;
+        }
+        Some(look(peer.topics.entry(topic).or_default()))
+    }
+
+    /// Takes the place of the session that serves, if it is free.
+    pub(super) fn take(self: &Arc<Self>, peer: PeerId, topic: Topic) -> Option<Slot> {
+        let taken = self.with(peer, topic, |it| !std::mem::replace(&mut it.taken, true))?;
+        taken.then(|| Slot {
+            peers: Arc::clone(self),
+            peer,
+            topic,
+        })
+    }
+
+    pub(super) fn is_taken(&self, peer: PeerId, topic: Topic) -> bool {
+        self.with(peer, topic, |it| it.taken).unwrap_or(true)
+    }
+
+    /// Counts a session of this peer, unless it has as many as it may.
+    pub(super) fn count(self: &Arc<Self>, peer: PeerId, max: usize) -> Option<Counted> {
+        let mut table = self.locked();
+        if !table.contains_key(&peer) && table.len() >= PEERS_MAX {
+            return None;
+        }
+        let entry = table
+            .entry(peer)
+            .or_insert_with(|| Peer::at(PeerAddr::new(peer, [])));
+        if entry.sessions >= max {
+            return None;
+        }
+        entry.sessions += 1;
+        Some(Counted {
+            peers: Arc::clone(self),
+            peer,
+        })
+    }
+
+    /// What we say that we hold: the group's heights, but for logs that this peer would otherwise
+    /// send for ever, those that it has itself.
+    pub(super) fn have(&self, peer: PeerId, topic: Topic, ours: &Heights) -> Heights {
+        let mut have = ours.clone();
+        self.with(peer, topic, |served| {
+            for author in &served.echoed {
+                if let Some(theirs) = served.theirs.get(author) {
+                    have.insert(*author, theirs.clone());
+                }
+            }
+        });
+        have
+    }
+
+    /// Notes a `Have`, and decides what to do for the peer. `size` gives the operations and bytes
+    /// of a log above a sequence number and up to another.
+    pub(super) fn job(
+        &self,
+        peer: PeerId,
+        topic: Topic,
+        line: Line,
+        (ours, theirs): (&Heights, &Heights),
+        size: impl Fn(Author, LogId, Option<u32>, u32) -> io::Result<(u64, u64)>,
+    ) -> io::Result<Job> {
+        let all = Plan::compute(ours, theirs, Budget::UNLIMITED, None, &size)?;
+        let missing = u64::from(all.operations);
+        let Some((turn, behind)) = self.turn((peer, topic, line), theirs, missing) else {
+            return Ok(Job::Look(NO_ROOM));
+        };
+        let (operations, bytes) = match turn {
+            Turn::Complete => return Ok(Job::Live),
+            Turn::Wait(pause) => return Ok(Job::Look(pause)),
+            Turn::Send { operations, bytes } => (operations, bytes),
+        };
+        let budget = Budget {
+            operations: u32::try_from(operations).unwrap_or(u32::MAX),
+            bytes,
+        };
+        let plan = Plan::compute(ours, theirs, budget, behind.as_ref(), &size)?;
+        self.with(peer, topic, |served| {
+            let again = plan.ranges.iter().map(|it| served.sent_before(it));
+            served.told.resent += again.sum::<u64>();
+            served.chunk.clone_from(&plan.ranges);
+            served.behind = plan.last_author().copied();
+        });
+        Ok(Job::Send(plan))
+    }
+
+    /// What may be done for a peer now, and behind which author the last chunk ended.
+    fn turn(
+        &self,
+        (peer, topic, line): (PeerId, Topic, Line),
+        theirs: &Heights,
+        missing: u64,
+    ) -> Option<(Turn, Option<Author>)> {
+        let mut table = self.locked();
+        let entry = table.get_mut(&peer)?;
+        let served = entry.topics.entry(topic).or_default();
+        let reached = served.chunk.iter().all(|range| {
+            let log = theirs.get(&range.author).and_then(|it| it.get(&range.log));
+            log.is_some_and(|it| *it >= range.until)
+        });
+        let held = theirs.values().flat_map(BTreeMap::values);
+        let seen = Seen {
+            held: held.map(|it| u64::from(*it) + 1).sum(),
+            missing,
+            reached,
+        };
+        served.theirs.clone_from(theirs);
+        served.told.line = Some(line);
+        served.told.missing = Some(missing);
+        let pace = entry.paces.entry(line);
+        let pace = pace.or_insert_with(|| Pacer::new(bounds(line)));
+        Some((pace.turn(topic, seen, Instant::now()), served.behind))
+    }
+
+    /// The chunk was written and read; when to look what has become of it.
+    pub(super) fn sent(&self, peer: PeerId, topic: Topic, line: Line) -> Duration {
+        self.pace(peer, line, |it| it.sent(topic, Instant::now()))
+            .unwrap_or_default()
+    }
+
+    /// The session ended before the chunk was written and read.
+    pub(super) fn failed(&self, peer: PeerId, topic: Topic, line: Line) {
+        self.pace(peer, line, |it| it.failed(topic));
+    }
+
+    /// Operations of the next chunk.
+    pub(super) fn chunk(&self, peer: PeerId, line: Line) -> Option<u64> {
+        self.pace(peer, line, |it| it.chunk())
+    }
+
+    /// The peer is not to send these logs any more.
+    pub(super) fn echo(&self, peer: PeerId, topic: Topic, authors: BTreeSet<Author>) {
+        self.with(peer, topic, |it| it.echoed.extend(authors));
+    }
+
+    /// Forgets what was about a topic.
+    pub(super) fn close_topic(&self, topic: Topic) {
+        for peer in self.locked().values_mut() {
+            if let Some(served) = peer.topics.remove(&topic) {
+                served.moved.notify_waiters();
+            }
+            for pace in peer.paces.values_mut() {
+                pace.given_back(topic);
+            }
+        }
+    }
+
+    /// Something has changed for all: whoever waits looks again.
+    pub(super) fn wake_all(&self) {
+        for peer in self.locked().values() {
+            for served in peer.topics.values() {
+                served.moved.notify_one();
+            }
+        }
+    }
+
+    /// Calls `each` for every peer and topic.
+    pub(super) fn each(&self, mut each: impl FnMut(PeerId, Topic, &Served)) {
+        for (peer, entry) in &*self.locked() {
+            for (topic, served) in &entry.topics {
+                each(*peer, *topic, served);
+            }
+        }
+    }
+
+    fn pace<R>(
+        &self,
+        peer: PeerId,
+        line: Line,
+        look: impl FnOnce(&mut Pacer<Topic>) -> R,
+    ) -> Option<R> {
+        let mut table = self.locked();
+        table.get_mut(&peer)?.paces.get_mut(&line).map(look)
+    }
+
+    fn locked(&self) -> MutexGuard<'_, BTreeMap<PeerId, Peer>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Peer {
+    fn at(addr: PeerAddr) -> Self {
+        Self {
+            addr,
+            paces: BTreeMap::new(),
+            topics: BTreeMap::new(),
+            sessions: 0,
+        }
+    }
+}
+
+impl Served {
+    /// How many operations of a range the last chunk had too.
+    fn sent_before(&self, range: &Range) -> u64 {
+        let same = |it: &&Range| {
+            (it.author, it.log) == (range.author, range.log) && range.after < Some(it.until)
+        };
+        let sent = self.chunk.iter().find(same);
+        sent.map_or(0, |it| {
+            let from = range.after.map_or(0, |after| u64::from(after) + 1);
+            let both = (u64::from(it.until) + 1).saturating_sub(from);
+            both.min(range.operations)
+        })
+    }
+
+    pub(super) fn is_taken(&self) -> bool {
+        self.taken
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let topic = self.topic;
+        self.peers.with(self.peer, topic, |it| {
+            it.taken = false;
+            it.told.live = false;
+            // Nobody but who waits for this very place: its own keeper has its own pause.
+            it.moved.notify_waiters();
+        });
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if let Some(peer) = self.peers.locked().get_mut(&self.peer) {
+            peer.sessions -= 1;
+        }
+    }
+}

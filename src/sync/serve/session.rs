@@ -1,0 +1,586 @@
+//! One session with one peer, from the topic handshake to its end: the stream on one side, the
+//! log store on the other, the session's rules between them.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use tokio::{
+    sync::broadcast::{self, error::RecvError},
+    time::{Instant, sleep_until, timeout},
+};
+
+use super::{
+    Shared,
+    inbound::Inbound,
+    peers::{Job, Slot},
+    topic::{Feed, News},
+};
+use crate::{
+    identity::PeerId,
+    log_store::{Heights, Line, OperationId, Topic},
+    net::WireError,
+    sync::{
+        codec::Limits,
+        protocol::SyncError,
+        session::{Event, Handshake, Plan, Role, Session},
+        wire::{Connection, Recv, Send},
+    },
+};
+
+/// For the topic handshake, and for each step until both sides have said what they hold.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+/// An exchange in which nothing moves for this long has failed.
+const STANDSTILL_MAX: Duration = Duration::from_secs(30);
+/// For the other side to finish after `Close`.
+const CLOSING_MAX: Duration = Duration::from_secs(10);
+/// For the answer of a quorum before we say what we hold.
+const READ_INDEX_MAX: Duration = Duration::from_secs(2);
+/// Operations in one page, and their bytes.
+const PAGE_OPERATIONS: usize = 64;
+const PAGE_BYTES: usize = 256 * 1024;
+/// Live operations that a peer is sent before it is asked what it holds: a stock node that is told
+/// too much at once loses some and, on line 0.6, takes nothing any more.
+const LIVE_MAX: u32 = 32;
+/// Ids of operations that came from the peer lately, which are not sent back to it.
+const CAME_FROM_MAX: usize = 4_096;
+
+/// How a session ended when nothing was wrong with it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// A chunk was sent; look after this time what has become of it.
+    Sent(Duration),
+    /// There was nothing to send yet; look again after this time.
+    Look(Duration),
+    /// The peer was live, and is to be asked what it holds.
+    Ask,
+    /// The peer wanted to end it.
+    Closed,
+    /// Another session serves the peer.
+    Surplus,
+    /// We stop: the topic is closed, there is no quorum, or the member stops serving.
+    Stopped,
+}
+
+/// Runs the topic handshake as the side that dialled.
+pub(super) async fn ask(
+    connection: &Connection,
+    line: Line,
+    topic: Topic,
+) -> Result<(), SyncError> {
+    let (send, recv) = connection.open().await.map_err(SyncError::unexpected)?;
+    let handshake = Handshake::initiate(line, topic);
+    shake(handshake, send, recv, |_, _| true).await.map(drop)
+}
+
+/// Runs the topic handshake as the side that was dialled; what the peer asks for, if it is served.
+pub(super) async fn answer(
+    connection: &Connection,
+    served: impl Fn(Line, Topic) -> bool,
+) -> Result<(Line, Topic), SyncError> {
+    let (send, recv) = timeout(HANDSHAKE_MAX, connection.accept())
+        .await
+        .map_err(|_| SyncError::unexpected("no topic was asked for in time"))?
+        .map_err(SyncError::unexpected)?;
+    shake(Handshake::accept(), send, recv, served).await
+}
+
+async fn shake(
+    mut handshake: Handshake,
+    mut send: Send,
+    mut recv: Recv,
+    served: impl Fn(Line, Topic) -> bool,
+) -> Result<(Line, Topic), SyncError> {
+    let shaking = async {
+        loop {
+            while let Some(bytes) = handshake.poll_transmit() {
+                send.write_all(bytes).await.map_err(SyncError::unexpected)?;
+            }
+            let asked = handshake.asked();
+            if let Some((line, topic)) = asked
+                && !served(line, topic)
+            {
+                let why = format!("a topic that is not served in line {line} was asked for");
+                return Err(SyncError::unexpected(why));
+            }
+            if let (true, Some(asked)) = (handshake.is_done(), asked) {
+                send.finish();
+                return Ok(asked);
+            }
+            match recv.read().await.map_err(SyncError::unexpected)? {
+                Some(bytes) => handshake.received(bytes)?,
+                None => handshake.received_end()?,
+            }
+        }
+    };
+    let shaken = timeout(HANDSHAKE_MAX, shaking).await;
+    shaken.map_err(|_| SyncError::unexpected("the topic handshake took too long"))?
+}
+
+/// What is agreed on when a session begins.
+pub(super) struct Agreed {
+    pub(super) peer: PeerId,
+    pub(super) topic: Topic,
+    pub(super) line: Line,
+    pub(super) role: Role,
+    /// None for a surplus session.
+    pub(super) slot: Option<Slot>,
+    pub(super) feed: Feed,
+}
+
+/// Runs the session on the second stream, and closes the connection.
+pub(super) async fn run(
+    shared: &Arc<Shared>,
+    connection: &Connection,
+    agreed: Agreed,
+) -> Result<End, SyncError> {
+    let stream = match agreed.role {
+        Role::Initiator => connection.open().await,
+        Role::Acceptor => timeout(HANDSHAKE_MAX, connection.accept())
+            .await
+            .map_err(|_| SyncError::unexpected("no session was begun in time"))?,
+    };
+    let (send, recv) = stream.map_err(SyncError::unexpected)?;
+    connection.admit();
+    let mut running = Running::new(shared, agreed, send, recv);
+    let ended = running.drive().await;
+    let ended = match ended {
+        Ok(end) => {
+            if end == End::Closed {
+                running.send.finish();
+                // The peer closes the connection once it has read the end of our side.
+                let _ = timeout(CLOSING_MAX, connection.closed()).await;
+            }
+            Ok(end)
+        }
+        Err(error) => Err(error),
+    };
+    connection.close("the session has ended");
+    running.settle(ended).await
+}
+
+struct Running<'a> {
+    shared: &'a Arc<Shared>,
+    agreed: Agreed,
+    session: Session,
+    send: Send,
+    recv: Recv,
+    /// What is being written; an empty piece is none.
+    out: [Bytes; 1],
+    inbound: Option<Inbound>,
+    live: Option<broadcast::Receiver<News>>,
+    ours: Heights,
+    plan: Plan,
+    /// Where the plan stands: which range, and behind which sequence number.
+    at: (usize, Option<u32>),
+    given: u64,
+    step: Step,
+    came_from: (HashSet<OperationId>, VecDeque<OperationId>),
+    deadline: Instant,
+    /// When a live peer is to be asked what it holds.
+    ask_at: Option<Instant>,
+    finish_when_sent: bool,
+    sent: u64,
+    /// Of those, the live ones.
+    lives: u32,
+}
+
+/// What the session is about to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// Say what is held, and hear it.
+    Haves,
+    /// Send a chunk, then close.
+    Chunk,
+    /// Send nothing, then close and look again.
+    Nothing(Duration),
+    /// Send nothing, then stay.
+    Live,
+    /// Another session serves the peer.
+    Surplus,
+    /// Wait for the other side to finish.
+    Closing,
+}
+
+impl<'a> Running<'a> {
+    fn new(shared: &'a Arc<Shared>, agreed: Agreed, send: Send, recv: Recv) -> Self {
+        let Agreed { topic, line, .. } = agreed;
+        let inbound = Inbound::start(
+            shared.logs.clone(),
+            topic,
+            line,
+            shared.options.inbound_bytes_max,
+        );
+        Self {
+            shared,
+            session: Session::new(line, agreed.role, Limits::of(line)),
+            send,
+            recv,
+            out: [Bytes::new()],
+            inbound: Some(inbound),
+            // From before what we say that we hold: nothing falls between the two.
+            live: Some(agreed.feed.subscribe()),
+            agreed,
+            ours: Heights::new(),
+            plan: Plan::default(),
+            at: (0, None),
+            given: 0,
+            step: Step::Haves,
+            came_from: (HashSet::new(), VecDeque::new()),
+            deadline: Instant::now() + HANDSHAKE_MAX,
+            ask_at: None,
+            finish_when_sent: false,
+            sent: 0,
+            lives: 0,
+        }
+    }
+
+    async fn drive(&mut self) -> Result<End, SyncError> {
+        let mut serving = self.shared.serving.subscribe();
+        let over = self.agreed.feed.over.clone();
+        loop {
+            if let Some(end) = self.advance().await? {
+                return Ok(end);
+            }
+            if self.out[0].is_empty() {
+                self.out[0] = self.session.poll_transmit().unwrap_or_default();
+            }
+            let writing = !self.out[0].is_empty();
+            if self.finish_when_sent && !writing && self.session.may_finish() {
+                self.finish_when_sent = false;
+                self.send.finish();
+            }
+            let listens =
+                self.step == Step::Live && self.lives < LIVE_MAX && self.session.wants_live();
+            let (ask_at, asks) = (self.ask_at.unwrap_or(self.deadline), self.ask_at.is_some());
+            let timed = self.is_timed();
+            let mut chunks = &mut self.out[..];
+            tokio::select! {
+                read = self.recv.read() => {
+                    match read {
+                        Ok(Some(bytes)) => self.session.received(bytes),
+                        Ok(None) => self.session.received_end(),
+                        Err(error) => return self.lost(error),
+                    }
+                    self.moved();
+                }
+                written = self.send.write(&mut chunks), if writing => {
+                    if let Err(error) = written {
+                        return self.lost(error);
+                    }
+                    self.moved();
+                }
+                news = next(self.live.as_mut()), if listens => match news {
+                    Some(news) => self.tell(&news)?,
+                    // Too slow for what is new: back to chunks.
+                    None => return Ok(End::Ask),
+                },
+                () = sleep_until(ask_at), if asks => {
+                    self.ask_at = None;
+                    self.close(Step::Closing)?;
+                }
+                () = sleep_until(self.deadline), if timed => return self.timed_out(),
+                () = over.cancelled() => return Ok(End::Stopped),
+                _ = serving.wait_for(|it| !it) => return Ok(End::Stopped),
+            }
+        }
+    }
+
+    /// Takes out what the peer said, and takes the session as far as it goes by itself.
+    async fn advance(&mut self) -> Result<Option<End>, SyncError> {
+        while let Some(event) = self.session.poll_event()? {
+            if let Some(end) = self.heard(event).await? {
+                return Ok(Some(end));
+            }
+        }
+        if self.session.wants_have() {
+            let Agreed { peer, topic, .. } = self.agreed;
+            let logs = &self.shared.logs;
+            let ours = logs.heights_confirmed(topic, READ_INDEX_MAX).await;
+            self.ours = ours.map_err(SyncError::critical)?;
+            let have = self.shared.peers.have(peer, topic, &self.ours);
+            self.session.our_have(have)?;
+        }
+        if self.session.wants_plan() {
+            self.session.plan(self.plan.operations, self.plan.bytes)?;
+        }
+        while self.session.wants_operations() > 0 {
+            self.give().await?;
+        }
+        if self.session.exchange_ended() {
+            match self.step {
+                Step::Chunk | Step::Nothing(_) | Step::Surplus => self.session.close()?,
+                Step::Live if self.ask_at.is_none() => self.went_live(),
+                _ => {}
+            }
+        }
+        Ok(None)
+    }
+
+    async fn heard(&mut self, event: Event) -> Result<Option<End>, SyncError> {
+        match event {
+            Event::TheirHave(theirs) => self.decide(theirs).await?,
+            Event::TheirPlan { .. } | Event::TheirDone => {}
+            Event::Operation { header, body } | Event::Live { header, body } => {
+                let id = *blake3::hash(&header).as_bytes();
+                self.remember(OperationId::from_bytes(id));
+                self.take(header, body);
+            }
+            Event::Closed | Event::Ended if self.step == Step::Live => {
+                self.flush().await?;
+                return Ok(Some(End::Closed));
+            }
+            // Both have closed: neither waits for the other.
+            Event::Closed => self.finish_when_sent = true,
+            Event::Ended => return Ok(Some(self.over())),
+        }
+        Ok(None)
+    }
+
+    /// How it ended, when we wanted it to.
+    fn over(&self) -> End {
+        let Agreed {
+            peer, topic, line, ..
+        } = self.agreed;
+        match self.step {
+            Step::Chunk => End::Sent(self.shared.peers.sent(peer, topic, line)),
+            Step::Nothing(pause) => End::Look(pause),
+            Step::Surplus => End::Surplus,
+            Step::Haves | Step::Live | Step::Closing => End::Ask,
+        }
+    }
+
+    async fn decide(&mut self, theirs: Heights) -> Result<(), SyncError> {
+        let Agreed {
+            peer, topic, line, ..
+        } = self.agreed;
+        if self.agreed.slot.is_none() {
+            self.step = Step::Surplus;
+            return Ok(());
+        }
+        if self.session.wants_have() {
+            // What is echoed to it depends on it.
+            self.shared
+                .peers
+                .with(peer, topic, |it| it.theirs.clone_from(&theirs));
+            let logs = &self.shared.logs;
+            let ours = logs.heights_confirmed(topic, READ_INDEX_MAX).await;
+            self.ours = ours.map_err(SyncError::critical)?;
+            let have = self.shared.peers.have(peer, topic, &self.ours);
+            self.session.our_have(have)?;
+        }
+        let (shared, ours) = (Arc::clone(self.shared), self.ours.clone());
+        let deciding = tokio::task::spawn_blocking(move || {
+            let logs = &shared.logs;
+            let size = |author, log, after, until| logs.size(author, log, after, until);
+            shared.peers.job(peer, topic, line, (&ours, &theirs), size)
+        });
+        let job = deciding.await.map_err(SyncError::critical)?;
+        let job = job.map_err(SyncError::critical)?;
+        tracing::debug!(peer = %peer.short(), ?job, "heard what a peer holds");
+        self.step = match job {
+            Job::Live => Step::Live,
+            Job::Look(pause) => Step::Nothing(pause),
+            Job::Send(plan) if plan.operations == 0 => Step::Live,
+            Job::Send(plan) => {
+                self.plan = plan;
+                Step::Chunk
+            }
+        };
+        Ok(())
+    }
+
+    /// The next page of the plan.
+    async fn give(&mut self) -> Result<(), SyncError> {
+        let (range, after) = self.at;
+        let Some(range) = self.plan.ranges.get(range).copied() else {
+            return Ok(self.session.end_of_operations()?);
+        };
+        let after = after.or(range.after);
+        if after.is_some_and(|it| it >= range.until) {
+            self.at = (self.at.0 + 1, None);
+            return Ok(());
+        }
+        let logs = self.shared.logs.clone();
+        let reading = tokio::task::spawn_blocking(move || {
+            let (author, log) = (range.author, range.log);
+            logs.page(author, log, after, range.until, PAGE_OPERATIONS, PAGE_BYTES)
+        });
+        let page = reading.await.map_err(SyncError::critical)?;
+        let page = page.map_err(SyncError::critical)?;
+        let Some(last) = page.last().map(|it| it.seq) else {
+            // Pruned meanwhile.
+            self.at = (self.at.0 + 1, None);
+            return Ok(());
+        };
+        self.at.1 = Some(last);
+        let count = page.len() as u64;
+        self.sent += count;
+        let page = page.into_iter().map(|it| (it.header, it.body)).collect();
+        self.session.give(page)?;
+        self.given += count;
+        if self.given == u64::from(self.plan.operations) {
+            self.session.end_of_operations()?;
+        }
+        Ok(())
+    }
+
+    fn take(&self, header: Bytes, body: Option<Bytes>) {
+        if let Some(inbound) = &self.inbound {
+            inbound.take(header, body);
+        }
+    }
+
+    fn went_live(&mut self) {
+        let Agreed { peer, topic, .. } = self.agreed;
+        self.shared.peers.with(peer, topic, |it| {
+            if !it.told.live {
+                it.told.live = true;
+                it.told.last_success = Some(SystemTime::now());
+                it.told.last_error = None;
+            }
+        });
+    }
+
+    /// Sends what is new, unless the peer has it.
+    fn tell(&mut self, news: &News) -> Result<(), SyncError> {
+        let operation = &news.operation;
+        let ours = self.ours.get(&operation.author());
+        let known = ours.and_then(|it| it.get(&operation.log_id()));
+        if known.is_some_and(|it| *it >= operation.seq())
+            || self.came_from.0.contains(&operation.id())
+        {
+            return Ok(());
+        }
+        self.sent += 1;
+        self.lives += 1;
+        // It may lose what comes too fast, and says so only when it is asked.
+        let pause = self.shared.options.ask_again();
+        let ask_at = self.ask_at.get_or_insert(Instant::now() + pause);
+        if self.lives == LIVE_MAX {
+            *ask_at = Instant::now();
+        }
+        let body = operation.body().cloned();
+        Ok(self.session.live(operation.header().clone(), body)?)
+    }
+
+    fn remember(&mut self, id: OperationId) {
+        let (known, order) = &mut self.came_from;
+        if known.insert(id) {
+            order.push_back(id);
+        }
+        if order.len() > CAME_FROM_MAX
+            && let Some(oldest) = order.pop_front()
+        {
+            known.remove(&oldest);
+        }
+    }
+
+    fn close(&mut self, step: Step) -> Result<(), SyncError> {
+        self.step = step;
+        self.deadline = Instant::now() + CLOSING_MAX;
+        Ok(self.session.close()?)
+    }
+
+    /// Writes what is left, so that the other side can finish.
+    async fn flush(&mut self) -> Result<(), SyncError> {
+        let flushing = async {
+            loop {
+                if self.out[0].is_empty() {
+                    self.out[0] = self.session.poll_transmit().unwrap_or_default();
+                }
+                if self.out[0].is_empty() {
+                    return Ok(());
+                }
+                let bytes = std::mem::take(&mut self.out[0]);
+                self.send
+                    .write_all(bytes)
+                    .await
+                    .map_err(SyncError::unexpected)?;
+            }
+        };
+        let flushed = timeout(CLOSING_MAX, flushing).await;
+        flushed.map_err(|_| SyncError::unexpected("it does not read"))?
+    }
+
+    fn moved(&mut self) {
+        let patience = match self.step {
+            Step::Haves => HANDSHAKE_MAX,
+            Step::Closing => return,
+            _ => STANDSTILL_MAX,
+        };
+        self.deadline = Instant::now() + patience;
+    }
+
+    /// Stock drops the connection as soon as it has read our `Close`.
+    fn lost(&self, error: WireError) -> Result<End, SyncError> {
+        if self.session.exchange_ended() && self.step != Step::Live {
+            return Ok(self.over());
+        }
+        Err(SyncError::unexpected(error))
+    }
+
+    /// A live session may be silent; all else must go on.
+    fn is_timed(&self) -> bool {
+        self.step != Step::Live || !self.session.exchange_ended() || !self.out[0].is_empty()
+    }
+
+    fn timed_out(&self) -> Result<End, SyncError> {
+        let exchanged = self.session.exchange_ended();
+        if exchanged && self.step != Step::Live {
+            // It has everything we had for it, and does not finish: nothing is lost by leaving.
+            return Ok(self.over());
+        }
+        Err(SyncError::unexpected("nothing has moved for too long"))
+    }
+
+    /// Notes how it went, once what came in is committed or refused.
+    async fn settle(mut self, ended: Result<End, SyncError>) -> Result<End, SyncError> {
+        let Agreed {
+            peer, topic, line, ..
+        } = self.agreed;
+        let peers = &self.shared.peers;
+        if ended.is_err() && self.step == Step::Chunk {
+            peers.failed(peer, topic, line);
+        }
+        let Some(inbound) = self.inbound.take() else {
+            return ended;
+        };
+        let told = Arc::clone(inbound.told());
+        inbound.finish().await;
+        let wrong = told.wrong();
+        let again = told.again.load(Relaxed);
+        peers.echo(peer, topic, wrong.authors);
+        peers.with(peer, topic, |it| {
+            it.told.sessions += 1;
+            it.told.sent += self.sent;
+            it.told.received += told.received.load(Relaxed);
+            it.told.appended += told.appended.load(Relaxed);
+            it.told.refused += told.refused.load(Relaxed);
+            match (&ended, wrong.last) {
+                (Err(error), _) => it.told.last_error = Some(error.to_string()),
+                (Ok(_), Some(wrong)) => it.told.last_error = Some(wrong),
+                (Ok(_), None) => it.told.last_success = Some(SystemTime::now()),
+            }
+        });
+        match ended {
+            // What did not fit, or came after a gap, is asked for again.
+            Ok(End::Look(_) | End::Closed) if again > 0 => Ok(End::Ask),
+            ended => ended,
+        }
+    }
+}
+
+/// What is new; none once some of it was missed. Nothing comes where there is no feed.
+async fn next(live: Option<&mut broadcast::Receiver<News>>) -> Option<News> {
+    let Some(live) = live else {
+        return std::future::pending().await;
+    };
+    match live.recv().await {
+        Ok(news) => Some(news),
+        Err(RecvError::Lagged(_) | RecvError::Closed) => None,
+    }
+}
