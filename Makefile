@@ -1,5 +1,6 @@
 # make demo    three nodes, the leader killed, nothing lost (FILE=path: of that file's lines)
 # make test    all tests; with cargo-nextest where it is installed
+# make interop stock p2panda nodes of both lines sync with a group; builds them first
 # make lint    layout, clippy and documentation, warnings denied
 # make bench   the figures of benches/README.md
 #
@@ -13,7 +14,11 @@ NATIVE := native="$$(.ci/libclang)" && eval "$$native" &&
 # With the places where a test may end the process; without being told to, none of them does.
 TESTED := --features failpoints
 
-.PHONY: demo test lint format clippy doc bench
+# Stock nodes are built in workspaces of their own, outside of the clone as well.
+STOCK ?= $(HOME)/.cache/quorate/interop
+STOCK_NODES := QUORATE_STOCK_06=$(STOCK)-0.6/debug/stock QUORATE_STOCK_07=$(STOCK)-0.7/debug/stock
+
+.PHONY: demo test interop interop-long stock lint format clippy doc bench
 
 demo:
 	@$(NATIVE) cargo run --example survive -- $(FILE)
@@ -23,6 +28,24 @@ test:
 		then cargo nextest run $(TESTED); \
 		else cargo test --lib --tests --examples $(TESTED); \
 		fi && cargo test --doc $(TESTED)
+
+interop: stock
+	@$(NATIVE) if cargo nextest --version > /dev/null 2>&1; \
+		then $(STOCK_NODES) cargo nextest run $(TESTED) --test interop --run-ignored only \
+			-E 'not test(long::)'; \
+		else $(STOCK_NODES) cargo test $(TESTED) --test interop -- --ignored --skip long::; \
+		fi
+
+# 100,000 operations a line; hours, since that is how fast a stock node takes them in.
+interop-long: stock
+	@$(NATIVE) $(STOCK_NODES) cargo test $(TESTED) --test interop -- --ignored --nocapture long::
+
+# The 0.7 line asks for a newer Rust than it needs.
+stock:
+	@cargo build --locked --manifest-path tests/interop/0.6/Cargo.toml --bin stock \
+		--target-dir $(STOCK)-0.6
+	@cargo build --locked --manifest-path tests/interop/0.7/Cargo.toml --bin stock \
+		--target-dir $(STOCK)-0.7 --ignore-rust-version
 
 lint: format clippy doc
 

@@ -377,7 +377,8 @@ fn text_of(bytes: usize, number: u64) -> String {
         .rev()
         .find(|len| len + head(*len) <= bytes)
         .unwrap_or(0);
-    let mut text = format!("{number:x<longest$}");
+    let mut text = number.to_string();
+    text.extend(std::iter::repeat_n('x', longest.saturating_sub(text.len())));
     text.truncate(longest);
     text
 }

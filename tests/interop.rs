@@ -1,0 +1,329 @@
+//! Unmodified p2panda nodes of both lines sync with a group as with one of their own.
+//!
+//! A stock node is a process of its own, built in a workspace of its own: `make interop` builds
+//! both lines and runs this. Without them each test here says so and is skipped. The longest run,
+//! 100,000 operations a line, is `make interop-long`.
+
+#[path = "interop/harness/child.rs"]
+mod child;
+#[path = "behaviour/cluster.rs"]
+#[expect(
+    dead_code,
+    reason = "shared with the behaviour tests, which use all of it"
+)]
+mod cluster;
+#[path = "interop/harness/peer.rs"]
+mod peer;
+#[path = "interop/harness/stock.rs"]
+mod stock;
+
+use std::collections::BTreeSet;
+
+use peer::{Dials, Group};
+use quorate::log_store::Line;
+use stock::Stock;
+
+/// One test a line and, where it says so, a direction of dialling.
+macro_rules! on_both_lines {
+    ($($(#[$doc:meta])* $name:ident;)*) => {
+        mod line_0_6 {
+            $($(#[$doc])* #[tokio::test(flavor = "multi_thread")]
+            #[ignore = "needs stock nodes: make interop"]
+            async fn $name() { super::$name(quorate::log_store::Line::V06).await; })*
+        }
+        mod line_0_7 {
+            $($(#[$doc])* #[tokio::test(flavor = "multi_thread")]
+            #[ignore = "needs stock nodes: make interop"]
+            async fn $name() { super::$name(quorate::log_store::Line::V07).await; })*
+        }
+    };
+}
+
+on_both_lines! {
+    a_stock_node_that_dials_catches_up;
+    a_stock_node_that_is_dialled_catches_up;
+    a_stock_node_that_dials_catches_up_on_10_000;
+    what_a_stock_node_wrote_offline_is_pushed_when_it_dials;
+    what_a_stock_node_wrote_offline_is_pushed_when_it_is_dialled;
+    it_stays_live_in_both_directions;
+    two_stock_nodes_exchange_everything_through_the_group;
+    many_write_at_once;
+    a_stock_node_restarts_in_the_middle;
+    pruned_logs_are_served;
+    large_bodies_go_both_ways;
+    an_unknown_topic_is_not_served;
+    another_member_goes_on_when_the_serving_one_stops;
+    another_member_goes_on_when_the_serving_one_is_killed;
+}
+
+async fn a_stock_node_that_dials_catches_up(line: Line) {
+    catch_up(line, Dials::Stock, 200).await;
+}
+
+async fn a_stock_node_that_is_dialled_catches_up(line: Line) {
+    catch_up(line, Dials::Member, 200).await;
+}
+
+async fn a_stock_node_that_dials_catches_up_on_10_000(line: Line) {
+    catch_up(line, Dials::Stock, 10_000).await;
+}
+
+async fn catch_up(line: Line, dials: Dials, count: u32) {
+    let group = Group::of(3, line).await;
+    let minted = group.mint(1, count, 100).await;
+    let stock = group.meet("reader", dials, &[0]).await;
+    let processed = stock.processed(group.topic, count as usize).await;
+    assert_eq!(processed, minted);
+    assert_eq!(stock.seen().failed, Vec::<String>::new());
+    stock.stop().await;
+    group.end().await;
+}
+
+async fn what_a_stock_node_wrote_offline_is_pushed_when_it_dials(line: Line) {
+    push(line, Dials::Stock, 1_000).await;
+}
+
+async fn what_a_stock_node_wrote_offline_is_pushed_when_it_is_dialled(line: Line) {
+    push(line, Dials::Member, 1_000).await;
+}
+
+async fn push(line: Line, dials: Dials, count: usize) {
+    let group = Group::of(3, line).await;
+    // Alone first: it writes, stops, and comes back to a group it has not met.
+    let mut options = group.options("writer");
+    let mut alone = Stock::start(&options).await;
+    alone.subscribe(group.topic).await;
+    alone.publish(group.topic, count, 100).await;
+    let written = published(&alone, &group);
+    alone.stop().await;
+    if dials == Dials::Stock {
+        options.peers = vec![group.address(0)];
+    }
+    let mut stock = Stock::start(&options).await;
+    stock.subscribe(group.topic).await;
+    if dials == Dials::Member {
+        group.introduce(&stock, &[0]);
+    }
+    let held = group.holds(count).await;
+    assert_eq!(held, written);
+    stock.stop().await;
+    group.end().await;
+}
+
+fn published(stock: &Stock, group: &Group) -> BTreeSet<String> {
+    let seen = stock.seen();
+    let of_topic = seen.published.get(&group.topic.to_string());
+    of_topic.into_iter().flatten().cloned().collect()
+}
+
+async fn it_stays_live_in_both_directions(line: Line) {
+    let group = Group::of(3, line).await;
+    let mut wanted = group.mint(1, 50, 100).await;
+    let mut stock = group.meet("live", Dials::Stock, &[0]).await;
+    stock.processed(group.topic, 50).await;
+    // The group's news reach it, one by one, whoever of the members they came in by.
+    let mut log = peer::Mint::new(line, group.topic, 2);
+    for turn in 0..30 {
+        let operation = log.next(100);
+        wanted.insert(operation.id().to_string());
+        let logs = &group.members[turn % 3].logs;
+        let appended = logs.append(group.topic, operation).await;
+        appended.expect("it is appended");
+        stock.processed(group.topic, 51 + turn).await;
+    }
+    // And its news reach the group.
+    stock.publish(group.topic, 30, 100).await;
+    wanted.extend(published(&stock, &group));
+    assert_eq!(group.holds(110).await, wanted);
+    stock.stop().await;
+    group.end().await;
+}
+
+async fn two_stock_nodes_exchange_everything_through_the_group(line: Line) {
+    let group = Group::of(3, line).await;
+    let mut one = group.meet("one", Dials::Stock, &[0]).await;
+    let mut two = group.meet("two", Dials::Stock, &[1]).await;
+    one.publish(group.topic, 300, 100).await;
+    two.publish(group.topic, 300, 100).await;
+    let mut all = published(&one, &group);
+    all.extend(published(&two, &group));
+    assert_eq!(all.len(), 600);
+    assert_eq!(group.holds(600).await, all);
+    let full = |heights: &[stock::Height]| {
+        heights.len() == 2 && heights.iter().all(|it| (it.highest, it.held) == (299, 300))
+    };
+    one.heights_when(group.topic, "it has both logs", full)
+        .await;
+    two.heights_when(group.topic, "it has both logs", full)
+        .await;
+    one.stop().await;
+    two.stop().await;
+    group.end().await;
+}
+
+async fn many_write_at_once(line: Line) {
+    let group = Group::of(3, line).await;
+    let mut one = group.meet("one", Dials::Stock, &[0]).await;
+    let mut two = group.meet("two", Dials::Member, &[2]).await;
+    let topic = group.topic;
+    let minting = async {
+        let mut minted = group.mint(1, 200, 100).await;
+        minted.extend(group.mint(2, 200, 100).await);
+        minted
+    };
+    let ((), (), mut all) = tokio::join!(
+        one.publish(topic, 200, 100),
+        two.publish(topic, 200, 100),
+        minting
+    );
+    all.extend(published(&one, &group));
+    all.extend(published(&two, &group));
+    assert_eq!(group.holds(800).await, all);
+    let full = |heights: &[stock::Height]| {
+        heights.len() == 4 && heights.iter().all(|it| (it.highest, it.held) == (199, 200))
+    };
+    one.heights_when(topic, "it has all four logs", full).await;
+    two.heights_when(topic, "it has all four logs", full).await;
+    one.stop().await;
+    two.stop().await;
+    group.end().await;
+}
+
+async fn a_stock_node_restarts_in_the_middle(line: Line) {
+    const COUNT: u32 = 2_000;
+    let group = Group::of(3, line).await;
+    group.mint(1, COUNT, 100).await;
+    let mut options = group.options("restarted");
+    options.peers = vec![group.address(0)];
+    let mut stock = Stock::start(&options).await;
+    stock.subscribe(group.topic).await;
+    stock.processed(group.topic, COUNT as usize / 3).await;
+    stock.kill().await;
+    let mut stock = Stock::start(&options).await;
+    stock.subscribe(group.topic).await;
+    let full = |heights: &[stock::Height]| {
+        heights
+            .iter()
+            .any(|it| (it.highest, it.held) == (u64::from(COUNT - 1), u64::from(COUNT)))
+    };
+    stock
+        .heights_when(group.topic, "it has the whole log", full)
+        .await;
+    stock.stop().await;
+    group.end().await;
+}
+
+async fn pruned_logs_are_served(line: Line) {
+    let group = Group::of(3, line).await;
+    let mut log = peer::Mint::new(line, group.topic, 1);
+    let mut operations: Vec<_> = (0..300).map(|_| log.next(100)).collect();
+    operations.push(log.prune(100));
+    operations.extend((0..50).map(|_| log.next(100)));
+    for operation in operations {
+        let appended = group.members[0].logs.append(group.topic, operation).await;
+        appended.expect("it is appended");
+    }
+    let mut stock = group.meet("reader", Dials::Stock, &[0]).await;
+    // From the operation that pruned on: 300 to 350.
+    let full =
+        |heights: &[stock::Height]| heights.iter().any(|it| (it.highest, it.held) == (350, 51));
+    stock
+        .heights_when(group.topic, "it has what is left of the log", full)
+        .await;
+    stock.stop().await;
+    group.end().await;
+}
+
+async fn large_bodies_go_both_ways(line: Line) {
+    let bytes = if line == Line::V06 {
+        256 * 1024
+    } else {
+        1024 * 1024
+    };
+    let group = Group::of(3, line).await;
+    let minted = group.mint(1, 8, bytes).await;
+    let mut stock = group.meet("large", Dials::Stock, &[0]).await;
+    assert_eq!(stock.processed(group.topic, 8).await, minted);
+    stock.publish(group.topic, 8, bytes).await;
+    let mut all = published(&stock, &group);
+    all.extend(minted);
+    assert_eq!(group.holds(16).await, all);
+    stock.stop().await;
+    group.end().await;
+}
+
+async fn an_unknown_topic_is_not_served(line: Line) {
+    let group = Group::of(1, line).await;
+    group.mint(1, 20, 100).await;
+    let mut options = group.options("stranger");
+    options.peers = vec![group.address(0)];
+    let mut stock = Stock::start(&options).await;
+    let other = quorate::log_store::Topic::from_bytes(rand::random());
+    stock.subscribe(other).await;
+    stock.publish(other, 10, 100).await;
+    // It meets the group in the topic that is served, so it had its chance in the other.
+    stock.subscribe(group.topic).await;
+    stock.processed(group.topic, 20).await;
+    assert_eq!(stock.heights(other).await.len(), 1, "only its own log");
+    let heights = group.members[0].logs.heights(other).await;
+    assert!(heights.expect("a quorum answers").is_empty());
+    stock.stop().await;
+    group.end().await;
+}
+
+/// The stock node knows one member only, and that one stops in the middle, twice.
+async fn another_member_goes_on_when_the_serving_one_stops(line: Line) {
+    const COUNT: usize = 3_000;
+    let mut group = Group::of(5, line).await;
+    let minted = group.mint(1, COUNT as u32, 100).await;
+    let stock = group.meet("reader", Dials::Stock, &[0]).await;
+    for part in 1..=2 {
+        stock.processed(group.topic, part * COUNT / 4).await;
+        let serving = group.serving(&stock);
+        let gone = group.members.remove(serving);
+        let before = stock.seen().processed[&group.topic.to_string()].len();
+        gone.member.node.shutdown().await;
+        let start = std::time::Instant::now();
+        stock.processed(group.topic, before + 250).await;
+        println!(
+            "{line}: 250 operations through another member after {:?}",
+            start.elapsed()
+        );
+    }
+    assert_eq!(stock.processed(group.topic, COUNT).await, minted);
+    assert_eq!(stock.seen().failed, Vec::<String>::new());
+    stock.stop().await;
+    group.end().await;
+}
+
+/// The stock node knows one member only, a process that is killed in the middle.
+async fn another_member_goes_on_when_the_serving_one_is_killed(line: Line) {
+    const COUNT: usize = 3_000;
+    let group = Group::of(2, line).await;
+    let mut child = child::Child::start(&group).await;
+    let minted = group.mint(1, COUNT as u32, 100).await;
+    let mut options = group.options("reader");
+    options.peers = vec![child.address.clone()];
+    let mut stock = Stock::start(&options).await;
+    stock.subscribe(group.topic).await;
+    stock.processed(group.topic, COUNT / 3).await;
+    let before = stock.seen().processed[&group.topic.to_string()].len();
+    child.kill().await;
+    let start = std::time::Instant::now();
+    // What is under way at the moment may still come: a chunk of 200 or 500 at most.
+    stock.processed(group.topic, before + 600).await;
+    println!(
+        "{line}: 600 operations after the kill in {:?}",
+        start.elapsed()
+    );
+    assert_eq!(stock.processed(group.topic, COUNT).await, minted);
+    assert_eq!(stock.seen().failed, Vec::<String>::new());
+    stock.stop().await;
+    group.end().await;
+}
+
+/// What a child runs; without the environment of one it is a test that holds nothing up.
+#[tokio::test(flavor = "multi_thread")]
+async fn member_process() {
+    child::run().await;
+}

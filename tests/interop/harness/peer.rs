@@ -1,0 +1,240 @@
+//! The group under test: members in this process that serve a topic, and logs made for it.
+
+use std::{collections::BTreeSet, net::SocketAddr};
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt};
+use quorate::{
+    PeerAddr, PeerId,
+    config::Config,
+    log_store::{Author, AuthorKey, Draft, Line, LogStore, Logs, Operation, Topic},
+    sync::{Sync, SyncOptions},
+};
+use tempfile::TempDir;
+
+use crate::{
+    cluster::{self, Member},
+    stock::{Options, Stock},
+};
+
+/// One member, its logs and its door to the outside.
+pub(crate) struct Serving {
+    pub(crate) member: Member<LogStore>,
+    pub(crate) logs: Logs,
+    pub(crate) sync: Sync,
+}
+
+/// A group that serves one topic of one line.
+pub(crate) struct Group {
+    pub(crate) line: Line,
+    pub(crate) topic: Topic,
+    pub(crate) members: Vec<Serving>,
+    pub(crate) root: TempDir,
+}
+
+/// Who makes the connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Dials {
+    Member,
+    Stock,
+}
+
+impl Group {
+    /// Members in memory, all of which serve.
+    pub(crate) async fn of(count: usize, line: Line) -> Self {
+        let config = Config::default();
+        let members = cluster::group_at(vec![cluster::Place::MEMORY; count], &config);
+        let topic = Topic::from_bytes(rand::random());
+        let mut serving = Vec::new();
+        for member in members.await {
+            let logs = Logs::new(member.group.clone());
+            if serving.is_empty() {
+                logs.open_topic(topic, line).await.expect("the topic opens");
+            }
+            let options = SyncOptions {
+                bind: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
+                ..SyncOptions::default()
+            };
+            let sync = member.node.serve_sync(&logs, options).await;
+            serving.push(Serving {
+                member,
+                logs,
+                sync: sync.expect("the member serves"),
+            });
+        }
+        Self {
+            line,
+            topic,
+            members: serving,
+            root: cluster::temporary(),
+        }
+    }
+
+    /// The ids of everything that the group holds of its topic.
+    pub(crate) async fn ids(&self) -> BTreeSet<String> {
+        let logs = &self.members[0].logs;
+        let heights = logs.heights(self.topic).await.expect("a quorum answers");
+        let mut ids = BTreeSet::new();
+        for (author, of_author) in heights {
+            for log in of_author.into_keys() {
+                let read = logs.read(author, log, 0..=u32::MAX);
+                let operations: Vec<Operation> = read.try_collect().await.expect("it reads");
+                let fresh = operations.iter().map(|it| it.id().to_string());
+                let count = operations.len();
+                let before = ids.len();
+                ids.extend(fresh);
+                assert_eq!(ids.len(), before + count, "an id is held twice");
+            }
+        }
+        ids
+    }
+
+    /// Waits until the group holds this many operations.
+    pub(crate) async fn holds(&self, count: usize) -> BTreeSet<String> {
+        let arrived = self.members[0].logs.subscribe(self.topic, 0);
+        let mut arrived = std::pin::pin!(arrived);
+        for got in 0..count {
+            let next = tokio::time::timeout(crate::stock::PATIENCE, arrived.next()).await;
+            let next = next.unwrap_or_else(|_| panic!("the group holds {got} of {count}"));
+            next.expect("the stream goes on").expect("it reads");
+        }
+        self.ids().await
+    }
+
+    /// Appends a log of this many operations by one author.
+    pub(crate) async fn mint(&self, author: u8, count: u32, bytes: usize) -> BTreeSet<String> {
+        let mut log = Mint::new(self.line, self.topic, author);
+        let operations: Vec<_> = (0..count).map(|_| log.next(bytes)).collect();
+        let ids = operations.iter().map(|it| it.id().to_string()).collect();
+        let appended = self.members[0].logs.append_many(self.topic, operations);
+        let appended: Vec<_> = appended.try_collect().await.expect("it is appended");
+        assert_eq!(appended.len(), count as usize);
+        let refused = appended.iter().find(|it| it.number().is_none());
+        assert_eq!(refused, None);
+        ids
+    }
+
+    /// Where a stock node finds a member, as `--peer` takes it.
+    pub(crate) fn address(&self, member: usize) -> String {
+        let addr = self.members[member].sync.addr();
+        let socket = addr.addrs.iter().next().expect("it listens somewhere");
+        format!("{}@{socket}", crate::stock::hex(addr.peer.as_bytes()))
+    }
+
+    /// Which member serves a stock node.
+    pub(crate) fn serving(&self, stock: &Stock) -> usize {
+        let id: PeerId = stock.address().0.parse().expect("a peer id");
+        let status = self.members[0].sync.status();
+        let server = status.peers.iter().find(|it| it.peer == id);
+        let server = server.and_then(|it| it.server);
+        let serves = |it: &Serving| Some(it.member.node.peer_id()) == server;
+        let place = self.members.iter().position(serves);
+        place.unwrap_or_else(|| panic!("nobody serves it: {status:#?}"))
+    }
+
+    /// How to start a stock node that knows nobody.
+    pub(crate) fn options(&self, name: &str) -> Options {
+        Options {
+            line: self.line,
+            db: self.root.path().join(format!("{name}.sqlite")),
+            key: rand::random(),
+            port: 0,
+            peers: Vec::new(),
+        }
+    }
+
+    /// Starts a stock node, subscribes it, and sees to it that it and the members meet.
+    pub(crate) async fn meet(&self, name: &str, dials: Dials, members: &[usize]) -> Stock {
+        let mut options = self.options(name);
+        if dials == Dials::Stock {
+            options.peers = members.iter().map(|it| self.address(*it)).collect();
+        }
+        let mut stock = Stock::start(&options).await;
+        stock.subscribe(self.topic).await;
+        if dials == Dials::Member {
+            self.introduce(&stock, members);
+        }
+        stock
+    }
+
+    /// Tells members where a stock node is.
+    pub(crate) fn introduce(&self, stock: &Stock, members: &[usize]) {
+        let (id, addr) = stock.address();
+        let id: PeerId = id.parse().expect("a peer id");
+        for member in members {
+            self.members[*member]
+                .sync
+                .add_peer(PeerAddr::new(id, [addr]));
+        }
+    }
+
+    pub(crate) async fn end(self) {
+        for member in self.members {
+            member.member.node.shutdown().await;
+        }
+    }
+}
+
+/// Writes one author's log, operation by operation.
+pub(crate) struct Mint {
+    line: Line,
+    topic: Topic,
+    key: AuthorKey,
+    last: Option<Operation>,
+}
+
+impl Mint {
+    pub(crate) fn new(line: Line, topic: Topic, author: u8) -> Self {
+        Self {
+            line,
+            topic,
+            key: AuthorKey::from_bytes(&[author; 32]),
+            last: None,
+        }
+    }
+
+    pub(crate) fn author(&self) -> Author {
+        self.key.author()
+    }
+
+    /// The next operation, its body a CBOR text of about so many bytes.
+    pub(crate) fn next(&mut self, bytes: usize) -> Operation {
+        self.write(Some(body(self.seq(), bytes)), false)
+    }
+
+    /// The next operation, which lets go of all before it.
+    pub(crate) fn prune(&mut self, bytes: usize) -> Operation {
+        self.write(Some(body(self.seq(), bytes)), true)
+    }
+
+    fn seq(&self) -> u32 {
+        self.last.as_ref().map_or(0, |it| it.seq() + 1)
+    }
+
+    fn write(&mut self, body: Option<Bytes>, prune: bool) -> Operation {
+        let micros = 1_700_000_000_000_000 + u64::from(self.seq());
+        let mut draft = match &self.last {
+            None => Draft::first(self.line, self.topic.log_id(), micros, body),
+            Some(last) => Draft::after(last, micros, body),
+        };
+        draft.prune = prune;
+        let operation = Operation::sign(draft, &self.key).expect("it keeps the rules");
+        self.last = Some(operation.clone());
+        operation
+    }
+}
+
+/// What p2panda's `Node` takes for a message of type `String`: a CBOR text, its length written the
+/// shortest way.
+fn body(seq: u32, bytes: usize) -> Bytes {
+    let seq = seq.to_string();
+    let text = "0".repeat(bytes.saturating_sub(5 + seq.len())) + &seq;
+    let mut out = match text.len() {
+        length @ 0..24 => vec![0x60 + length as u8],
+        length @ 24..256 => vec![0x78, length as u8],
+        length @ 256..65_536 => [&[0x79], &(length as u16).to_be_bytes()[..]].concat(),
+        length => [&[0x7a], &(length as u32).to_be_bytes()[..]].concat(),
+    };
+    out.extend_from_slice(text.as_bytes());
+    out.into()
+}
