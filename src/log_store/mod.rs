@@ -397,13 +397,6 @@ impl Logs {
         self.moment(|it| reader::page(it, author, log, after, until, limits))
     }
 
-    /// Which of these operations this member holds.
-    #[cfg(test)]
-    pub(crate) fn holds(&self, ids: &[OperationId]) -> io::Result<Vec<bool>> {
-        let numbers = self.moment(|it| reader::numbers(it, ids.iter().copied()))?;
-        Ok(numbers.iter().map(Option::is_some).collect())
-    }
-
     /// Appends what a peer pushed: what became of each, in the order given, once all of it is
     /// committed or refused. What is held or under way already costs no proposal.
     ///

@@ -10,7 +10,10 @@ use super::{
     message::{DiscoveryMessage, FRAME_MAX, Nodes},
     *,
 };
-use crate::sync::codec::golden::{Golden, LINES};
+use crate::sync::{
+    Fault,
+    codec::golden::{Golden, LINES},
+};
 
 const MICROS: u64 = 1_700_000_000_000_000;
 const SECRET: [u8; 32] = [1; 32];

@@ -50,26 +50,41 @@ struct Claim {
 
 #[derive(Default)]
 pub(super) struct Claims {
-    known: Mutex<(Option<NoteVersion>, BTreeMap<PeerId, (Claim, NoteVersion)>)>,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    /// The last change of any note that was read.
+    through: Option<NoteVersion>,
+    claims: BTreeMap<PeerId, (Claim, NoteVersion)>,
+}
+
+/// A peer that is served, or was.
+pub(super) struct Claimed {
+    pub(super) peer: PeerId,
+    pub(super) server: Option<PeerId>,
+    pub(super) topics: Vec<(Topic, Line)>,
 }
 
 impl Claims {
     /// The node that serves a peer, as far as this member knows.
     pub(super) fn server(&self, peer: PeerId) -> Option<PeerId> {
-        self.locked().1.get(&peer)?.0.server
+        self.locked().claims.get(&peer)?.0.server
     }
 
     /// Every peer with a claim, who serves it, and in which topics.
-    pub(super) fn all(&self) -> Vec<(PeerId, Option<PeerId>, Vec<(Topic, Line)>)> {
+    pub(super) fn all(&self) -> Vec<Claimed> {
         let known = self.locked();
-        let all = known.1.iter();
-        all.map(|(peer, (claim, _))| (*peer, claim.server, claim.topics.clone()))
-            .collect()
+        let claimed = known.claims.iter().map(|(peer, (claim, _))| Claimed {
+            peer: *peer,
+            server: claim.server,
+            topics: claim.topics.clone(),
+        });
+        claimed.collect()
     }
 
-    fn locked(
-        &self,
-    ) -> MutexGuard<'_, (Option<NoteVersion>, BTreeMap<PeerId, (Claim, NoteVersion)>)> {
+    fn locked(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -91,7 +106,7 @@ impl Shared {
             let here = Some(self.here());
             let addr = self.peers.addr(peer);
             let (mut claim, expected) = match held {
-                None if self.claims.locked().1.len() >= CLAIMS_MAX => return true,
+                None if self.claims.locked().claims.len() >= CLAIMS_MAX => return true,
                 None => {
                     let claim = Claim {
                         server: here,
@@ -149,7 +164,7 @@ impl Shared {
         let ours: Vec<PeerId> = {
             let known = self.claims.locked();
             let ours = known
-                .1
+                .claims
                 .iter()
                 .filter(|(_, (claim, _))| claim.server == here);
             ours.map(|(peer, _)| *peer).collect()
@@ -176,8 +191,8 @@ impl Shared {
         });
         let mut known = self.claims.locked();
         match &claim {
-            Some(claim) => drop(known.1.insert(peer, claim.clone())),
-            None => drop(known.1.remove(&peer)),
+            Some(claim) => drop(known.claims.insert(peer, claim.clone())),
+            None => drop(known.claims.remove(&peer)),
         }
         Ok(claim)
     }
@@ -195,7 +210,7 @@ impl Shared {
         let written = written.unwrap_or(Err(NoteError::Logs(LogError::Unknown)))?;
         if let Some(claim) = claim {
             let mut known = self.claims.locked();
-            known.1.insert(peer, (claim.clone(), written));
+            known.claims.insert(peer, (claim.clone(), written));
         }
         Ok(())
     }
@@ -203,19 +218,22 @@ impl Shared {
     /// Reads what has changed, and takes over what fell free.
     fn look_at_claims(self: &Arc<Self>) -> io::Result<()> {
         let changed = self.logs.notes_changed()?;
-        if changed != self.claims.locked().0 {
+        if changed != self.claims.locked().through {
             let notes = self.logs.notes(PREFIX)?;
             let read = notes.into_iter().filter_map(|note| {
                 let peer = note.name.get(PREFIX.len()..)?;
                 let peer = PeerId::from_bytes(peer.try_into().ok()?);
                 Some((peer, (decode(&note.value)?, note.version)))
             });
-            *self.claims.locked() = (changed, read.collect());
+            *self.claims.locked() = Known {
+                through: changed,
+                claims: read.collect(),
+            };
         }
         let here = Some(self.here());
         let mut free = Vec::new();
         let mut ours = Vec::new();
-        for (peer, (claim, _)) in &self.claims.locked().1 {
+        for (peer, (claim, _)) in &self.claims.locked().claims {
             if claim.server == here {
                 ours.push((*peer, claim.clone()));
             } else if claim.server.is_none_or(|it| !self.reaches(it)) {

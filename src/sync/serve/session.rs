@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use tokio::{
-    sync::broadcast::{self, error::RecvError},
+    sync::broadcast,
     time::{Instant, sleep_until, timeout},
 };
 
@@ -579,8 +579,5 @@ async fn next(live: Option<&mut broadcast::Receiver<News>>) -> Option<News> {
     let Some(live) = live else {
         return std::future::pending().await;
     };
-    match live.recv().await {
-        Ok(news) => Some(news),
-        Err(RecvError::Lagged(_) | RecvError::Closed) => None,
-    }
+    live.recv().await.ok()
 }

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use super::Shared;
+use super::{Shared, claims::Claimed};
 use crate::{
     identity::PeerId,
     log_store::{Line, Topic},
@@ -81,8 +81,9 @@ impl PeerStatus {
 impl Shared {
     /// Adds what the group knows of peers that other members serve.
     fn served_elsewhere(&self, peers: &mut Vec<PeerStatus>) {
-        for (peer, server, topics) in self.claims.all() {
-            for (topic, line) in topics {
+        for claimed in self.claims.all() {
+            let Claimed { peer, server, .. } = claimed;
+            for (topic, line) in claimed.topics {
                 let known = peers
                     .iter_mut()
                     .find(|it| (it.peer, it.topic) == (peer, topic));
