@@ -14,6 +14,8 @@ mod failover;
 mod hung;
 #[path = "processes/ledger.rs"]
 mod ledger;
+#[path = "processes/logs.rs"]
+mod logs;
 #[path = "processes/member.rs"]
 mod member;
 #[path = "processes/memory.rs"]

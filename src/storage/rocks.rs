@@ -24,18 +24,18 @@ use super::{
 const MIB: usize = 1024 * 1024;
 /// One journal buffer. Few enough flushes at full load, small enough for three nodes a process.
 const JOURNAL_BUFFER_BYTES: usize = 32 * MIB;
-/// One buffer of the machines' state: large, since keys are written again and again, and what is
-/// overwritten in the buffer never reaches a table file.
-const STATE_BUFFER_BYTES: usize = 32 * MIB;
+/// One buffer of the machines' state: so large that keys which are written again and again are
+/// overwritten in it, and so small that a node with long logs stays below 200 MiB.
+const STATE_BUFFER_BYTES: usize = 16 * MIB;
 const META_BUFFER_BYTES: usize = 2 * MIB;
 /// All families' buffers together.
-const ALL_BUFFERS_BYTES: usize = 96 * MIB;
+const ALL_BUFFERS_BYTES: usize = 64 * MIB;
 /// Past this, RocksDB flushes the family that pins the oldest log file: a vote that is rarely
 /// written must not keep every log file, and replaying this much at open takes under a second.
 const WAL_BYTES_MAX: u64 = 128 * MIB as u64;
 const BLOCK_CACHE_BYTES: usize = 16 * MIB;
 /// The state's own: its blocks, their indexes and filters. A machine reads at random.
-const STATE_CACHE_BYTES: usize = 64 * MIB;
+const STATE_CACHE_BYTES: usize = 32 * MIB;
 /// Of a filter, for each key: one read in a hundred for a key that is not there looks in vain.
 const STATE_FILTER_BITS: f64 = 10.0;
 const OPEN_FILES_MAX: i32 = 256;
