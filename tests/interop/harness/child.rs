@@ -29,7 +29,7 @@ impl Child {
         let exe = env::current_exe().expect("a test is a program");
         let mut process = Command::new(exe)
             .args(["member_process", "--exact", "--nocapture"])
-            .env(TICKET, founder.group.ticket().expose().to_string())
+            .env(TICKET, &*founder.group.ticket().expose())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)

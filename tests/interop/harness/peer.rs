@@ -7,7 +7,7 @@ use futures_util::{StreamExt, TryStreamExt};
 use quorate::{
     PeerAddr, PeerId,
     config::Config,
-    log_store::{Author, AuthorKey, Draft, Line, LogStore, Logs, Operation, Topic},
+    log_store::{AuthorKey, Draft, Line, LogStore, Logs, Operation, Topic},
     sync::{Sync, SyncOptions},
 };
 use tempfile::TempDir;
@@ -191,10 +191,6 @@ impl Mint {
             key: AuthorKey::from_bytes(&[author; 32]),
             last: None,
         }
-    }
-
-    pub(crate) fn author(&self) -> Author {
-        self.key.author()
     }
 
     /// The next operation, its body a CBOR text of about so many bytes.
