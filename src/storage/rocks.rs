@@ -33,7 +33,8 @@ const ALL_BUFFERS_BYTES: usize = 64 * MIB;
 /// Past this, RocksDB flushes the family that pins the oldest log file: a vote that is rarely
 /// written must not keep every log file, and replaying this much at open takes under a second.
 const WAL_BYTES_MAX: u64 = 128 * MIB as u64;
-const BLOCK_CACHE_BYTES: usize = 16 * MIB;
+/// The journal's, and the same again for the rest: both are read at a start, and by laggards.
+const BLOCK_CACHE_BYTES: usize = 8 * MIB;
 /// The state's own: its blocks, their indexes and filters. A machine reads at random.
 const STATE_CACHE_BYTES: usize = 32 * MIB;
 /// Of a filter, for each key: one read in a hundred for a key that is not there looks in vain.

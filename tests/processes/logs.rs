@@ -1,8 +1,8 @@
 //! Memory does not grow with the size of the logs.
 //!
 //! A process of its own appends, reads and follows a long log on RocksDB. It runs with one arena of
-//! glibc's allocator: with one a thread, as is the default, what RocksDB's threads give back to each
-//! other's arenas adds about 100 MiB over time, which is not the store's to bound.
+//! glibc's allocator: with one a thread, as is the default, what RocksDB's threads give back to
+//! each other's arenas adds about 100 MiB over time, which is not the store's to bound.
 
 use std::{fs, process::Command};
 

@@ -59,13 +59,19 @@ fn read<R>(store: &LogStore, read: impl FnOnce(&crate::machine::Moment<'_>) -> i
     done.expect("it is readable")
 }
 
-/// The sequence numbers that the topic's commit order has, with their numbers.
+/// The sequence numbers that the topic's commit order has, with their numbers, page by page.
 fn commits(store: &LogStore) -> Vec<(u64, u32)> {
-    let page = read(store, |it| reader::commits(it, topic(), 0, Limits::PAGE));
-    page.operations
-        .iter()
-        .map(|(number, operation)| (*number, operation.seq()))
-        .collect()
+    let (mut found, mut next) = (Vec::new(), 0);
+    loop {
+        let page = read(store, |it| reader::commits(it, topic(), next, Limits::PAGE));
+        assert!(page.operations.len() <= Limits::PAGE.operations);
+        let operations = page.operations.iter();
+        found.extend(operations.map(|(number, it)| (*number, it.seq())));
+        if page.next == next {
+            return found;
+        }
+        next = page.next;
+    }
 }
 
 fn keys(store: &LogStore) -> usize {
@@ -354,15 +360,24 @@ fn a_long_prune_is_swept_a_bounded_number_at_a_time_and_seen_at_once() {
         reader::numbers(it, operations.iter().map(Operation::id))
     });
     assert_eq!(numbers.iter().flatten().count(), 10);
+    let left: Vec<(u64, u32)> = (1_490..1_500).map(|seq| (u64::from(seq), seq)).collect();
+    assert_eq!(commits(&store), left);
     // A restart in between does not forget it.
     let table = store.table.clone();
     store = LogStore::new();
     store.open(table);
+    let mut bytes = Vec::new();
+    store.snapshot().write_to(&mut bytes).expect("memory");
     let left = store.apply(AT, LogCommand::Sweep);
     assert_eq!(left, LogOutput::Swept { left: true });
     let left = store.apply(AT, LogCommand::Sweep);
     assert_eq!(left, LogOutput::Swept { left: false });
     assert_eq!(keys(&store), 2 + 3 * 10);
+    // Nor does a restore, by one who had nothing to sweep.
+    let restored = store.restore(SnapshotReader::new(&mut &bytes[..]));
+    restored.expect("a snapshot");
+    let left = store.apply(AT, LogCommand::Sweep);
+    assert_eq!(left, LogOutput::Swept { left: true });
 }
 
 #[test]
