@@ -82,14 +82,16 @@
 //! - A peer that is behind is sent chunks of some hundred operations, each once the one before is
 //!   seen to have arrived: sent more at once, a p2panda node loses some and stops. A peer that has
 //!   everything is told what is new as it is committed.
+//! - One member serves a peer. Who that is, the peer's addresses and its topics are known to the
+//!   group: when that member is gone another one dials the peer, and goes on from what it holds.
 //! - A member that reaches no quorum ends its sessions and takes none.
 //!
 //! # What it does not do
 //!
 //! There is no list of who may do what: everybody who knows an open topic may read it and push into
-//! it. What a session costs is bounded, what outsiders store is not. Members are not found by mDNS,
-//! do not pass on ephemeral messages, and do not tell each other of peers. A [`SyncProtocol`] of
-//! one's own cannot be mounted on a node yet.
+//! it. What a session costs is bounded, what outsiders store is not. Members are not found by mDNS
+//! and do not pass on ephemeral messages. A [`SyncProtocol`] of one's own cannot be mounted on a
+//! node yet.
 //!
 //! # Without p2panda
 //!

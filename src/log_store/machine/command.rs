@@ -11,7 +11,7 @@ use crate::log_store::{
 
 /// Operations in one [`LogCommand::Append`]. Frozen: members must agree on what they refuse.
 pub const APPEND_OPERATIONS_MAX: usize = 1_024;
-/// What changes a [`LogStore`]. The order of the variants and fields is format.
+/// What changes a [`LogStore`](super::LogStore). The order of the variants and fields is format.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum LogCommand {
