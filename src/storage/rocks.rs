@@ -25,7 +25,7 @@ const MIB: usize = 1024 * 1024;
 /// One journal buffer. Few enough flushes at full load, small enough for three nodes a process.
 const JOURNAL_BUFFER_BYTES: usize = 32 * MIB;
 /// One buffer of the machines' state: so large that keys which are written again and again are
-/// overwritten in it, and so small that a node with long logs stays below 200 MiB.
+/// overwritten in it, and so small that a node with long logs stays near 200 MiB.
 const STATE_BUFFER_BYTES: usize = 16 * MIB;
 const META_BUFFER_BYTES: usize = 2 * MIB;
 /// All families' buffers together.
