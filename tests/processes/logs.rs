@@ -14,12 +14,12 @@ use quorate::{
 
 use crate::heavy;
 
-/// The highest that a process may come to with 250,000 operations, in KiB: 64 MiB of RocksDB's write
-/// buffers and 48 MiB of its caches, chunks and commands under way, a page of each stream, and the
-/// program. Measured: 164 MiB.
+/// The highest that a process may come to with 250,000 operations, in KiB: 64 MiB of RocksDB's
+/// write buffers and 48 MiB of its caches, chunks and commands under way, a page of each stream,
+/// and the program. Measured: 164 MiB.
 const BOUND_KIB: u64 = 200 * 1024;
-/// With 10,000,000, for what RocksDB keeps of each open file, at most 256 of them. Measured: 209 and
-/// 216 MiB; 185 MiB at 1,000,000.
+/// With 10,000,000, for what RocksDB keeps of each open file, at most 256 of them. Measured:
+/// 209 and 216 MiB, and 185 MiB at 1,000,000.
 const BOUND_HEAVY_KIB: u64 = 232 * 1024;
 const BODY: usize = 128;
 const DIRECTORY: &str = "QUORATE_LOGS_DIRECTORY";
