@@ -244,16 +244,16 @@ impl Shared {
             self.serve_claimed(peer, &claim);
         }
         for (peer, claim) in free {
+            if claim.topics.iter().all(|it| self.is_kept(peer, it.0)) {
+                continue;
+            }
+            // Dialled first: whoever the peer answers claims it, and one of several does.
             let shared = Arc::clone(self);
             self.run(async move {
                 sleep(JITTER.mul_f64(rand::random_range(0.0..=1.0))).await;
-                for (topic, line) in &claim.topics {
-                    if !shared.claim(peer, *topic, *line).await {
-                        return;
-                    }
+                if !shared.is_served_elsewhere(peer) {
+                    shared.serve_claimed(peer, &claim);
                 }
-                tracing::debug!(peer = %peer.short(), "taken over");
-                shared.serve_claimed(peer, &claim);
             });
         }
         Ok(())

@@ -10,7 +10,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{
+    sync::{Notify, mpsc},
+    task::JoinHandle,
+};
 
 use crate::log_store::{
     Author, ChainRefused, Line, LogError, Logs, Operation, Outcome, Refusal, Topic,
@@ -40,6 +43,8 @@ pub(super) struct Told {
     pub(super) held: AtomicU64,
     /// Not taken now, but maybe when sent again: after a gap, or beyond the bounds.
     pub(super) again: AtomicU64,
+    /// Told when that grows.
+    pub(super) retry: Notify,
     /// Never to be taken.
     pub(super) refused: AtomicU64,
     wrong: Mutex<Wrong>,
@@ -85,13 +90,13 @@ impl Inbound {
         let bytes = operation.bytes() as usize;
         let waiting = self.told.waiting_bytes.load(Relaxed);
         if waiting > 0 && waiting + bytes > self.bytes_max {
-            self.told.again.fetch_add(1, Relaxed);
+            self.told.not_taken(1);
             return;
         }
         self.told.waiting_bytes.fetch_add(bytes, Relaxed);
         if self.to.try_send(operation).is_err() {
             self.told.waiting_bytes.fetch_sub(bytes, Relaxed);
-            self.told.again.fetch_add(1, Relaxed);
+            self.told.not_taken(1);
         }
     }
 
@@ -136,7 +141,7 @@ impl Told {
             Outcome::Appended { .. } => drop(self.appended.fetch_add(1, Relaxed)),
             Outcome::Held { .. } => drop(self.held.fetch_add(1, Relaxed)),
             Outcome::Refused(Refusal::Chain(ChainRefused::Gap { .. })) => {
-                self.again.fetch_add(1, Relaxed);
+                self.not_taken(1);
             }
             // Below what the group has pruned: as good as held.
             Outcome::Refused(Refusal::Chain(ChainRefused::Pruned { .. })) => {
@@ -146,8 +151,13 @@ impl Told {
         }
     }
 
+    fn not_taken(&self, count: u64) {
+        self.again.fetch_add(count, Relaxed);
+        self.retry.notify_one();
+    }
+
     fn not_known(&self, count: usize, error: &LogError) {
-        self.again.fetch_add(count as u64, Relaxed);
+        self.not_taken(count as u64);
         self.locked().last = Some(error.to_string());
     }
 

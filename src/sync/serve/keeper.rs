@@ -4,7 +4,7 @@ use std::{pin::pin, sync::Arc, time::Duration};
 
 use tokio::time::{sleep, timeout};
 
-use super::{Shared, backoff::Backoff, session};
+use super::{Shared, backoff::Backoff, session, shake};
 use crate::{
     identity::PeerId,
     log_store::Topic,
@@ -69,7 +69,7 @@ async fn kept(shared: &Arc<Shared>, peer: PeerId, topic: Topic) {
             Err(error) => {
                 tracing::debug!(peer = %peer.short(), %topic, %error, "not served");
                 tries += 1;
-                if tries == RELEASE_AFTER {
+                if tries % RELEASE_AFTER == 0 {
                     shared.release(peer).await;
                 }
                 let text = error.to_string();
@@ -108,7 +108,7 @@ async fn serve_once(
         .await
         .map_err(|_| SyncError::unexpected("it does not answer"))?
         .map_err(SyncError::unexpected)?;
-    session::ask(&connection, line, topic).await?;
+    shake::ask(&connection, line, topic).await?;
     shared.peers.learn(&connection.remote_addr());
     // Only now: a claim is for who has answered.
     let claimed = shared.claim(peer, topic, line).await;

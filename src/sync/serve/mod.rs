@@ -30,6 +30,7 @@ mod options;
 mod pacer;
 mod peers;
 mod session;
+mod shake;
 mod status;
 mod topic;
 
@@ -382,7 +383,7 @@ impl Shared {
             ));
         };
         let served = |line, topic| self.feed(topic).is_some_and(|it| it.line == line);
-        let asked = session::answer(connection, served).await;
+        let asked = shake::answer(connection, served).await;
         let Ok((line, topic)) = asked else {
             connection.close("not served");
             return asked.map(drop);

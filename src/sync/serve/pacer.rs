@@ -185,6 +185,13 @@ impl<T: Copy + PartialEq> Pacer<T> {
         }
     }
 
+    /// Nothing was sent after all: a chunk that was sent before goes on being looked after.
+    pub(crate) fn unsent(&mut self, topic: T) {
+        if self.of(topic).is_some_and(|it| it.sent.is_none()) {
+            self.under_way = None;
+        }
+    }
+
     /// Nothing was sent after all, or the topic is closed.
     pub(crate) fn given_back(&mut self, topic: T) {
         if self.of(topic).is_some() {

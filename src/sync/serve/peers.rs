@@ -290,6 +290,11 @@ impl Peers {
         self.pace(peer, line, |it| it.failed(topic));
     }
 
+    /// A chunk that was granted is not sent after all.
+    pub(super) fn given_back(&self, peer: PeerId, topic: Topic, line: Line) {
+        self.pace(peer, line, |it| it.unsent(topic));
+    }
+
     /// Operations of the next chunk.
     pub(super) fn chunk(&self, peer: PeerId, line: Line) -> Option<u64> {
         self.pace(peer, line, |it| it.chunk())

@@ -26,13 +26,13 @@ use crate::{
     sync::{
         codec::Limits,
         protocol::SyncError,
-        session::{Event, Handshake, Plan, Role, Session},
+        session::{Event, Plan, Role, Session},
         wire::{Connection, Recv, Send},
     },
 };
 
 /// For the topic handshake, and for each step until both sides have said what they hold.
-const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+pub(super) const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// An exchange in which nothing moves for this long has failed.
 const STANDSTILL_MAX: Duration = Duration::from_secs(30);
 /// For the other side to finish after `Close`.
@@ -45,6 +45,8 @@ const PAGE_BYTES: usize = 256 * 1024;
 /// Live operations that a peer is sent before it is asked what it holds: a stock node that is told
 /// too much at once loses some and, on line 0.6, takes nothing any more.
 const LIVE_MAX: u32 = 32;
+/// Before a live peer whose operations were not all taken is met again.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// Ids of operations that came from the peer lately, which are not sent back to it.
 const CAME_FROM_MAX: usize = 4_096;
 
@@ -65,61 +67,6 @@ pub(super) enum End {
     Stopped,
 }
 
-/// Runs the topic handshake as the side that dialled.
-pub(super) async fn ask(
-    connection: &Connection,
-    line: Line,
-    topic: Topic,
-) -> Result<(), SyncError> {
-    let (send, recv) = connection.open().await.map_err(SyncError::unexpected)?;
-    let handshake = Handshake::initiate(line, topic);
-    shake(handshake, send, recv, |_, _| true).await.map(drop)
-}
-
-/// Runs the topic handshake as the side that was dialled; what the peer asks for, if it is served.
-pub(super) async fn answer(
-    connection: &Connection,
-    served: impl Fn(Line, Topic) -> bool,
-) -> Result<(Line, Topic), SyncError> {
-    let (send, recv) = timeout(HANDSHAKE_MAX, connection.accept())
-        .await
-        .map_err(|_| SyncError::unexpected("no topic was asked for in time"))?
-        .map_err(SyncError::unexpected)?;
-    shake(Handshake::accept(), send, recv, served).await
-}
-
-async fn shake(
-    mut handshake: Handshake,
-    mut send: Send,
-    mut recv: Recv,
-    served: impl Fn(Line, Topic) -> bool,
-) -> Result<(Line, Topic), SyncError> {
-    let shaking = async {
-        loop {
-            while let Some(bytes) = handshake.poll_transmit() {
-                send.write_all(bytes).await.map_err(SyncError::unexpected)?;
-            }
-            let asked = handshake.asked();
-            if let Some((line, topic)) = asked
-                && !served(line, topic)
-            {
-                let why = format!("a topic that is not served in line {line} was asked for");
-                return Err(SyncError::unexpected(why));
-            }
-            if let (true, Some(asked)) = (handshake.is_done(), asked) {
-                send.finish();
-                return Ok(asked);
-            }
-            match recv.read().await.map_err(SyncError::unexpected)? {
-                Some(bytes) => handshake.received(bytes)?,
-                None => handshake.received_end()?,
-            }
-        }
-    };
-    let shaken = timeout(HANDSHAKE_MAX, shaking).await;
-    shaken.map_err(|_| SyncError::unexpected("the topic handshake took too long"))?
-}
-
 /// What is agreed on when a session begins.
 pub(super) struct Agreed {
     pub(super) peer: PeerId,
@@ -137,13 +84,16 @@ pub(super) async fn run(
     connection: &Connection,
     agreed: Agreed,
 ) -> Result<End, SyncError> {
-    let stream = match agreed.role {
-        Role::Initiator => connection.open().await,
-        Role::Acceptor => timeout(HANDSHAKE_MAX, connection.accept())
-            .await
-            .map_err(|_| SyncError::unexpected("no session was begun in time"))?,
+    let opening = async {
+        match agreed.role {
+            Role::Initiator => connection.open().await,
+            Role::Acceptor => connection.accept().await,
+        }
     };
-    let (send, recv) = stream.map_err(SyncError::unexpected)?;
+    let (send, recv) = timeout(HANDSHAKE_MAX, opening)
+        .await
+        .map_err(|_| SyncError::unexpected("no session was begun in time"))?
+        .map_err(SyncError::unexpected)?;
     connection.admit();
     let mut running = Running::new(shared, agreed, send, recv);
     let ended = running.drive().await;
@@ -241,12 +191,17 @@ impl<'a> Running<'a> {
     async fn drive(&mut self) -> Result<End, SyncError> {
         let mut serving = self.shared.serving.subscribe();
         let over = self.agreed.feed.over.clone();
+        let told = self.inbound.as_ref().map(|it| Arc::clone(it.told()));
         loop {
             if let Some(end) = self.advance().await? {
                 return Ok(end);
             }
             if self.out[0].is_empty() {
+                let idle = !self.is_timed();
                 self.out[0] = self.session.poll_transmit().unwrap_or_default();
+                if idle && !self.out[0].is_empty() {
+                    self.moved();
+                }
             }
             let writing = !self.out[0].is_empty();
             if self.finish_when_sent && !writing && self.session.may_finish() {
@@ -257,6 +212,7 @@ impl<'a> Running<'a> {
                 self.step == Step::Live && self.lives < LIVE_MAX && self.session.wants_live();
             let (ask_at, asks) = (self.ask_at.unwrap_or(self.deadline), self.ask_at.is_some());
             let timed = self.is_timed();
+            let retries = self.step == Step::Live && !asks;
             let mut chunks = &mut self.out[..];
             tokio::select! {
                 read = self.recv.read() => {
@@ -278,6 +234,10 @@ impl<'a> Running<'a> {
                     // Too slow for what is new: back to chunks.
                     None => return Ok(End::Ask),
                 },
+                // Some of what a live peer sent was not taken: it is to hear what we hold.
+                () = again(told.as_deref()), if retries => {
+                    self.ask_at = Some(Instant::now() + RETRY_PAUSE);
+                }
                 () = sleep_until(ask_at), if asks => {
                     self.ask_at = None;
                     self.close(Step::Closing)?;
@@ -543,8 +503,14 @@ impl<'a> Running<'a> {
             peer, topic, line, ..
         } = self.agreed;
         let peers = &self.shared.peers;
-        if ended.is_err() && self.step == Step::Chunk {
-            peers.failed(peer, topic, line);
+        match (&ended, self.step) {
+            (Ok(End::Sent(_)), _) => {}
+            (Err(_), Step::Chunk) => peers.failed(peer, topic, line),
+            // Stopped by us: a chunk that was granted and not sent holds up no other.
+            (Ok(_), Step::Chunk) | (_, Step::Haves | Step::Live) => {
+                peers.given_back(peer, topic, line);
+            }
+            _ => {}
         }
         let Some(inbound) = self.inbound.take() else {
             return ended;
@@ -571,6 +537,13 @@ impl<'a> Running<'a> {
             Ok(End::Look(_) | End::Closed) if again > 0 => Ok(End::Ask),
             ended => ended,
         }
+    }
+}
+
+async fn again(told: Option<&super::inbound::Told>) {
+    match told {
+        Some(told) => told.retry.notified().await,
+        None => std::future::pending().await,
     }
 }
 
