@@ -143,13 +143,10 @@ impl<T: Copy + PartialEq> Pacer<T> {
             return Turn::Complete;
         }
         let others = self.under_way.is_some();
-        if others || self.waiting.front().is_some_and(|it| *it != topic) {
+        // Whoever comes first when the way is free goes; one in the queue may never come back.
+        if others {
             if !self.waiting.contains(&topic) && self.waiting.len() < WAITING_MAX {
                 self.waiting.push_back(topic);
-            }
-            if !others {
-                // Whoever is in front may be gone: one that does not come loses its place.
-                self.waiting.pop_front();
             }
             return Turn::Wait(TURN_WAIT);
         }
