@@ -42,7 +42,10 @@ async fn main() -> anyhow::Result<ExitCode> {
         member::serve(Path::new(&directory)).await?;
         return Ok(ExitCode::SUCCESS);
     }
-    let own = || concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.lock").into();
+    let own = || {
+        let clone = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| ".".into());
+        Path::new(&clone).join("Cargo.lock")
+    };
     let file = first.map_or_else(own, PathBuf::from);
     let verdict = survive(&file).await?;
     print!("{verdict}");

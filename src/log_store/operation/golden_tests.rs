@@ -1,7 +1,5 @@
 //! The golden bytes of the stock crates: `tests/golden`, where the format is described.
 
-use std::{fs, path::Path};
-
 use super::*;
 
 /// The items of one line: name and what follows ` = `.
@@ -9,13 +7,10 @@ pub(super) struct Golden(Vec<(String, String)>);
 
 impl Golden {
     pub(super) fn of(line: Line) -> Self {
-        let release = match line {
-            Line::V06 => "0.6.1",
-            Line::V07 => "0.7.1",
+        let text = match line {
+            Line::V06 => include_str!("../../../tests/golden/p2panda-0.6.1.txt"),
+            Line::V07 => include_str!("../../../tests/golden/p2panda-0.7.1.txt"),
         };
-        let file = format!("tests/golden/p2panda-{release}.txt");
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
-        let text = fs::read_to_string(&file).expect("the golden bytes are part of the repository");
         let items = text
             .lines()
             .filter(|line| !line.starts_with('#'))

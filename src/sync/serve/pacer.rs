@@ -41,6 +41,8 @@ const STALLED_MAX: Duration = Duration::from_secs(60);
 const HELD_MAX: Duration = Duration::from_secs(60);
 /// How long a topic waits for its turn before it asks again.
 const TURN_WAIT: Duration = Duration::from_millis(100);
+/// How long the place of a topic that has not asked again is kept, while others wait behind it.
+const PLACE_MAX: Duration = Duration::from_secs(2);
 /// Chunks that were kept whole, one after the other, before a size that has failed is tried again.
 const CEILING_PATIENCE: u32 = 32;
 /// Topics that wait for their turn; further ones are served without an order among them.
@@ -78,6 +80,7 @@ pub(crate) struct Seen {
 ///
 /// # Invariants
 /// - At most one chunk is under way at a time.
+/// - Of topics that go on asking, each has its turn before another has two.
 /// - `bounds.min <= operations <= ceiling <= bounds.max`.
 #[derive(Debug)]
 pub(crate) struct Pacer<T> {
@@ -91,7 +94,8 @@ pub(crate) struct Pacer<T> {
     /// How long the last chunk took to be seen, in part: when to look at the next one.
     look: Duration,
     under_way: Option<UnderWay<T>>,
-    waiting: VecDeque<T>,
+    /// In the order in which they have their turns, and when they last asked.
+    waiting: VecDeque<(T, Instant)>,
 }
 
 #[derive(Debug)]
@@ -139,18 +143,14 @@ impl<T: Copy + PartialEq> Pacer<T> {
             _ => {}
         }
         if seen.missing == 0 {
-            self.waiting.retain(|it| *it != topic);
+            self.leave(topic);
             return Turn::Complete;
         }
-        let others = self.under_way.is_some();
-        // Whoever comes first when the way is free goes; one in the queue may never come back.
-        if others {
-            if !self.waiting.contains(&topic) && self.waiting.len() < WAITING_MAX {
-                self.waiting.push_back(topic);
-            }
+        if self.under_way.is_some() || self.is_behind(topic, now) {
+            self.queue(topic, now);
             return Turn::Wait(TURN_WAIT);
         }
-        self.waiting.retain(|it| *it != topic);
+        self.leave(topic);
         self.under_way = Some(UnderWay {
             topic,
             granted: now,
@@ -194,7 +194,26 @@ impl<T: Copy + PartialEq> Pacer<T> {
         if self.of(topic).is_some() {
             self.under_way = None;
         }
-        self.waiting.retain(|it| *it != topic);
+        self.leave(topic);
+    }
+
+    /// Whether another topic is in front of this one. Whoever has not asked for long may be gone.
+    fn is_behind(&mut self, topic: T, now: Instant) -> bool {
+        self.waiting
+            .retain(|(_, asked)| now.duration_since(*asked) <= PLACE_MAX);
+        self.waiting.front().is_some_and(|it| it.0 != topic)
+    }
+
+    fn queue(&mut self, topic: T, now: Instant) {
+        if let Some(place) = self.waiting.iter_mut().find(|it| it.0 == topic) {
+            place.1 = now;
+        } else if self.waiting.len() < WAITING_MAX {
+            self.waiting.push_back((topic, now));
+        }
+    }
+
+    fn leave(&mut self, topic: T) {
+        self.waiting.retain(|it| it.0 != topic);
     }
 
     fn of(&mut self, topic: T) -> Option<&mut UnderWay<T>> {

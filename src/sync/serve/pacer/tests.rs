@@ -143,17 +143,60 @@ fn another_topic_waits_for_the_chunk_under_way_and_then_has_its_turn() {
     ));
     pacer.sent('a', now);
     let now = now + Duration::from_secs(1);
-    // It is there: yet the other topic is in front.
+    // It is there: yet the other topic is in front, whoever asks first.
     assert!(matches!(
         pacer.turn('a', behind(200, true), now),
         Turn::Wait(_)
     ));
-    let granted = [
+    assert!(matches!(
         pacer.turn('b', behind(0, true), now),
-        pacer.turn('a', behind(200, true), now),
-    ];
-    let sends = granted.iter().filter(|it| matches!(it, Turn::Send { .. }));
-    assert_eq!(sends.count(), 1, "{granted:?}");
+        Turn::Send { .. }
+    ));
+}
+
+#[test]
+fn topics_that_go_on_asking_have_their_turns_one_after_the_other() {
+    let mut now = Instant::now();
+    let mut pacer = Pacer::new(BOUNDS);
+    let mut turns = Vec::new();
+    // The first asks three times as often as the others.
+    for topic in ['a', 'a', 'b', 'a', 'c'].into_iter().cycle().take(500) {
+        let seen = Seen {
+            held: turns.len() as u64,
+            missing: 1_000,
+            reached: true,
+        };
+        if let Turn::Send { .. } = pacer.turn(topic, seen, now) {
+            turns.push(topic);
+            pacer.sent(topic, now);
+        }
+        now += Duration::from_millis(30);
+    }
+    assert!(turns.len() > 50, "{turns:?}");
+    for three in turns[3..].chunks_exact(3) {
+        for topic in ['a', 'b', 'c'] {
+            assert!(three.contains(&topic), "{turns:?}");
+        }
+    }
+}
+
+#[test]
+fn a_topic_that_asks_no_more_holds_up_no_other() {
+    let now = Instant::now();
+    let mut pacer = Pacer::new(BOUNDS);
+    let seen = Seen {
+        held: 0,
+        missing: 1_000,
+        reached: true,
+    };
+    pacer.turn('a', seen, now);
+    pacer.sent('a', now);
+    pacer.turn('b', seen, now);
+    let waits = pacer.turn('a', seen, now + PLACE_MAX);
+    assert!(matches!(waits, Turn::Wait(_)), "{waits:?}");
+    let later = now + PLACE_MAX + Duration::from_millis(1);
+    let sends = pacer.turn('a', seen, later);
+    assert!(matches!(sends, Turn::Send { .. }), "{sends:?}");
 }
 
 #[test]
