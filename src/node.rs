@@ -47,6 +47,8 @@ struct Inner {
     secret: Arc<NodeSecret>,
     /// The doors for outsiders, one a group.
     doors: Mutex<BTreeMap<GroupId, Sync>>,
+    /// Held while one is opened or closed.
+    opening: tokio::sync::Mutex<()>,
 }
 
 /// What an in-memory node leaves behind, to open another one on: a restart without a disk.
@@ -222,8 +224,11 @@ impl Node {
     /// Stops every group in order (leadership handed over, departure told), closes the
     /// connections, then the database. Idempotent. Bounded: a few seconds at most.
     pub async fn shutdown(&self) {
-        let doors = std::mem::take(&mut *self.doors());
-        futures_util::future::join_all(doors.values().map(Sync::stop)).await;
+        {
+            let _opening = self.inner.opening.lock().await;
+            let doors = std::mem::take(&mut *self.doors());
+            futures_util::future::join_all(doors.values().map(Sync::stop)).await;
+        }
         let cause = Cause::new("the node was shut down");
         let replicas = self.inner.registry.take_all();
         let stopping = replicas.iter().map(|replica| async {
@@ -251,26 +256,21 @@ impl Node {
         options: SyncOptions,
     ) -> Result<Sync, OpenSyncError> {
         let id = logs.group().id();
+        // Of two that open it at once the second finds it open.
+        let _opening = self.inner.opening.lock().await;
         if let Some(open) = self.doors().get(&id) {
             return Ok(open.clone());
         }
         let secret = self.inner.secret.derive(SYNC_KEY, id.as_bytes());
         let opened = Sync::start(logs, secret, options).await?;
-        let first = self
-            .doors()
-            .entry(id)
-            .or_insert_with(|| opened.clone())
-            .clone();
-        if first.id() == opened.id() && first.addr() != opened.addr() {
-            // Two at once: the other one was quicker.
-            opened.stop().await;
-        }
-        Ok(first)
+        self.doors().insert(id, opened.clone());
+        Ok(opened)
     }
 
     /// Closes this member's door for outsiders: all of their sessions end. No error if there is
     /// none.
     pub async fn stop_sync(&self, logs: &Logs) {
+        let _opening = self.inner.opening.lock().await;
         let door = self.doors().remove(&logs.group().id());
         if let Some(door) = door {
             door.stop().await;

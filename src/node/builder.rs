@@ -145,6 +145,7 @@ impl NodeBuilder {
             memory,
             secret,
             doors: std::sync::Mutex::default(),
+            opening: tokio::sync::Mutex::default(),
         };
         Ok(Node {
             inner: Arc::new(inner),

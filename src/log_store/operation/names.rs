@@ -22,6 +22,9 @@ pub enum Line {
 }
 
 impl Line {
+    /// Both lines, the older one first.
+    pub const ALL: [Self; 2] = [Self::V06, Self::V07];
+
     pub(super) fn other(self) -> Self {
         match self {
             Self::V06 => Self::V07,

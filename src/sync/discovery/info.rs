@@ -19,7 +19,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 
 use super::signing;
 use crate::{
@@ -205,6 +205,32 @@ impl TransportInfo {
     }
 
     /// As it stands in a message of the 0.6 line.
+    /// Its bytes, as messages of this line carry them.
+    pub(crate) fn to_bytes(&self, line: Line) -> Bytes {
+        let mut bytes = BytesMut::new();
+        match line {
+            Line::V06 => self.write_cbor(&mut bytes),
+            Line::V07 => self.write_postcard(&mut bytes),
+        }
+        bytes.freeze()
+    }
+
+    /// Reads [`TransportInfo::to_bytes`]; none if it is anything else. Verify it then.
+    pub(crate) fn from_bytes(line: Line, bytes: &[u8]) -> Option<Self> {
+        match line {
+            Line::V06 => {
+                let mut reader = CborReader::new(bytes);
+                let info = Self::read_cbor(&mut reader).ok()??;
+                reader.finish().ok().map(|()| info)
+            }
+            Line::V07 => {
+                let mut reader = PostcardReader::new(bytes);
+                let info = Self::read_postcard(&mut reader).ok()??;
+                reader.finish().ok().map(|()| info)
+            }
+        }
+    }
+
     pub(super) fn write_cbor(&self, into: &mut BytesMut) {
         into.map(3);
         self.write_stamp(into);

@@ -5,6 +5,9 @@
 //! is changed only from the state that was read, by a command of the group, so of two members that
 //! claim at once one fails. Two may still serve a peer for a moment, when the bond between them is
 //! broken and both reach the rest: then it is sent something twice, which it ignores.
+//!
+//! A claim holds for as long as its holder is bonded and its door is heard of, see
+//! [`doors`](super::doors).
 
 use std::{
     collections::BTreeMap,
@@ -17,7 +20,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::time::{sleep, timeout};
 
-use super::Shared;
+use super::{Shared, doors, peers::Rank};
 use crate::{
     identity::{PeerAddr, PeerId},
     log_store::{Expected, Line, LogError, NoteError, NoteRefused, NoteVersion, Topic},
@@ -36,8 +39,6 @@ const JITTER: Duration = Duration::from_millis(150);
 const PAUSE: Duration = Duration::from_millis(100);
 /// For a quorum to agree to a claim.
 const WRITE_MAX: Duration = Duration::from_secs(2);
-/// For giving claims back when the door closes.
-const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What the group knows of a peer. Frozen format, in postcard.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,13 +85,19 @@ impl Claims {
         claimed.collect()
     }
 
+    /// Whether this member serves anybody, as far as this member knows.
+    pub(super) fn serve(&self, member: PeerId) -> bool {
+        let known = self.locked();
+        known.claims.values().any(|it| it.0.server == Some(member))
+    }
+
     fn locked(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Shared {
-    /// Whether another member serves this peer, and can be reached.
+    /// Whether another member serves this peer, and does so still.
     pub(super) fn is_served_elsewhere(&self, peer: PeerId) -> bool {
         let server = self.claims.server(peer);
         server.is_some_and(|it| it != self.here() && self.reaches(it))
@@ -127,10 +134,13 @@ impl Shared {
                     (claim, Expected::Changed(version))
                 }
             };
+            if !self.is_heard().await {
+                return false;
+            }
             claim.server = here;
             claim.addr.addrs.extend(addr.addrs);
             claim.addr = claim.addr.capped();
-            self.peers.learn(&claim.addr);
+            self.learn(&claim.addr, Rank::Met);
             if !claim.topics.contains(&(topic, line)) && claim.topics.len() < TOPICS_MAX {
                 claim.topics.push((topic, line));
             }
@@ -145,8 +155,11 @@ impl Shared {
         false
     }
 
-    /// Gives a peer back that this member cannot serve, for another one to try.
+    /// Gives a peer back that this member cannot reach in any topic, for another one to try.
     pub(super) async fn release(&self, peer: PeerId) {
+        if self.peers.is_busy(peer) {
+            return;
+        }
         let Ok(Some((mut claim, version))) = self.read_claim(peer) else {
             return;
         };
@@ -158,29 +171,30 @@ impl Shared {
         }
     }
 
-    /// Gives all peers back: the door closes.
-    pub(super) async fn release_all(&self) {
-        let here = Some(self.here());
-        let ours: Vec<PeerId> = {
-            let known = self.claims.locked();
-            let ours = known
-                .claims
-                .iter()
-                .filter(|(_, (claim, _))| claim.server == here);
-            ours.map(|(peer, _)| *peer).collect()
+    /// Forgets a peer that was not found for long, in any topic, unless another member serves it.
+    pub(super) async fn abandon(&self, peer: PeerId) {
+        if self.peers.is_busy(peer) || self.peers.is_looked_for(peer) {
+            return;
+        }
+        let Ok(Some((claim, version))) = self.read_claim(peer) else {
+            return;
         };
-        let releasing = ours.into_iter().map(|peer| self.release(peer));
-        let all = futures_util::future::join_all(releasing);
-        let _ = timeout(FAREWELL, all).await;
+        if claim.server.is_none_or(|it| it == self.here()) {
+            let expected = Expected::Changed(version);
+            if self.write_claim(peer, None, expected).await.is_ok() {
+                self.claims.locked().claims.remove(&peer);
+            }
+        }
     }
 
     /// The name of this node among the members, which is not the door's.
-    fn here(&self) -> PeerId {
+    pub(super) fn here(&self) -> PeerId {
         self.logs.group().peer()
     }
 
     fn reaches(&self, member: PeerId) -> bool {
-        member == self.here() || self.logs.group().bonds().contains_peer(&member)
+        let bonded = || self.logs.group().bonds().contains_peer(&member);
+        member == self.here() || bonded() && self.doors.is_open(member)
     }
 
     fn read_claim(&self, peer: PeerId) -> io::Result<Option<(Claim, NoteVersion)>> {
@@ -219,6 +233,7 @@ impl Shared {
     fn look_at_claims(self: &Arc<Self>) -> io::Result<()> {
         let changed = self.logs.notes_changed()?;
         if changed != self.claims.locked().through {
+            self.look_at_doors()?;
             let notes = self.logs.notes(PREFIX)?;
             let read = notes.into_iter().filter_map(|note| {
                 let peer = note.name.get(PREFIX.len()..)?;
@@ -260,7 +275,7 @@ impl Shared {
     }
 
     fn serve_claimed(self: &Arc<Self>, peer: PeerId, claim: &Claim) {
-        self.peers.learn(&claim.addr);
+        self.learn(&claim.addr, Rank::Met);
         for (topic, line) in &claim.topics {
             if self.feed(*topic).is_some_and(|it| it.line == *line) && !self.is_kept(peer, *topic) {
                 self.keep(peer, *topic);
@@ -275,18 +290,24 @@ pub(super) async fn watch(shared: Arc<Shared>) {
     let mut bonds = shared.logs.group().bonds();
     let mut serving = shared.serving.subscribe();
     loop {
-        if serving.wait_for(|it| *it).await.is_err() {
-            return;
+        if !*serving.borrow_and_update() {
+            if serving.wait_for(|it| *it).await.is_err() {
+                return;
+            }
+            shared.doors.forgive();
         }
         if let Err(error) = shared.look_at_claims() {
             tracing::warn!(%error, "which member serves whom cannot be read");
         }
         sleep(PAUSE).await;
+        let silent = shared.doors.next_silence();
+        let silent = silent.map_or(doors::SILENCE, |it| it + PAUSE);
         tokio::select! {
             changed = committed.changed() => if changed.is_err() {
                 return;
             },
             _ = bonds.changed() => {}
+            () = sleep(silent) => {}
         }
     }
 }

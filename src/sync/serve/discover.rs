@@ -8,7 +8,7 @@ use std::{
 
 use tokio::time::timeout;
 
-use super::Shared;
+use super::{Shared, peers::Rank};
 use crate::{
     identity::{PeerAddr, PeerId},
     log_store::{Line, Topic},
@@ -20,6 +20,8 @@ use crate::{
     },
 };
 
+/// Infos about others that are taken from one session; a stock node passes on all that it knows.
+const INFOS_MAX: usize = 64;
 /// For a whole discovery session.
 const SESSION_MAX: Duration = Duration::from_secs(10);
 
@@ -31,7 +33,7 @@ pub(super) struct Infos {
 }
 
 impl Infos {
-    fn of(&self, line: Line, addr: &PeerAddr, secret: &[u8; 32]) -> TransportInfo {
+    pub(super) fn of(&self, line: Line, addr: &PeerAddr, secret: &[u8; 32]) -> TransportInfo {
         let addresses: BTreeSet<Address> = addr
             .addrs
             .iter()
@@ -57,6 +59,9 @@ impl Infos {
 
 fn local(shared: &Shared, line: Line) -> Local {
     let info = shared.infos.of(line, &shared.wire.addr(), &shared.secret);
+    // Whoever finds one member finds them all.
+    let mut infos = shared.doors.infos(line);
+    infos.insert(shared.wire.id(), info);
     Local {
         salt: rand::random(),
         topics: shared
@@ -65,7 +70,7 @@ fn local(shared: &Shared, line: Line) -> Local {
             .filter(|(_, it)| *it == line)
             .map(|(topic, _)| topic.derived())
             .collect(),
-        infos: BTreeMap::from([(shared.wire.id(), info)]),
+        infos,
     }
 }
 
@@ -152,13 +157,18 @@ fn place(peer: PeerId, info: &TransportInfo) -> PeerAddr {
 impl Shared {
     /// Takes in what a discovery session found out.
     fn met(self: &Arc<Self>, remote: PeerId, line: Line, found: &Found) {
-        for (peer, info) in &found.infos {
-            if *peer == self.wire.id() || info.verify(line, peer).is_err() {
-                continue;
+        let others = found.infos.iter().filter(|(peer, _)| {
+            **peer != self.wire.id() && **peer != remote && !self.doors.is_door(**peer)
+        });
+        let own = found.infos.get_key_value(&remote);
+        for (peer, info) in own.into_iter().chain(others.take(INFOS_MAX)) {
+            if info.verify(line, peer).is_ok() {
+                let rank = match *peer == remote {
+                    true => Rank::Met,
+                    false => Rank::Hearsay,
+                };
+                self.learn(&place(*peer, info), rank);
             }
-            let addr = place(*peer, info);
-            self.wire.learn(&addr);
-            self.peers.learn(&addr);
         }
         let common: Vec<Topic> = self
             .open_topics()

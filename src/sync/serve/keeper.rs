@@ -2,9 +2,12 @@
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::Notify,
+    time::{sleep, timeout},
+};
 
-use super::{Shared, backoff::Backoff, session, shake};
+use super::{Shared, backoff::Backoff, peers::Rank, session, shake};
 use crate::{
     identity::PeerId,
     log_store::Topic,
@@ -25,23 +28,35 @@ const TRIES_MAX: u32 = 64;
 const RELEASE_AFTER: u32 = 4;
 
 /// Dials until the topic is closed or the peer is gone for long.
-pub(super) async fn keep(shared: Arc<Shared>, peer: PeerId, topic: Topic) {
-    let Some(feed) = shared.feed(topic) else {
-        return;
+pub(super) async fn keep(shared: Arc<Shared>, peer: PeerId, topic: Topic, moved: Arc<Notify>) {
+    let over = shared.feed(topic).map(|it| it.over);
+    let keeping = kept(&shared, peer, topic, &moved);
+    let ended = match over {
+        Some(over) => over.run_until_cancelled(keeping).await,
+        None => None,
     };
-    let keeping = kept(&shared, peer, topic);
-    feed.over.run_until_cancelled(keeping).await;
-    shared.peers.with(peer, topic, |it| it.kept = false);
+    let ours = shared.peers.look(peer, topic, |it| {
+        let ours = Arc::ptr_eq(&it.moved, &moved);
+        it.kept &= !ours;
+        ours
+    });
+    if ended.is_some() && ours == Some(true) {
+        shared.abandon(peer).await;
+    }
 }
 
-async fn kept(shared: &Arc<Shared>, peer: PeerId, topic: Topic) {
-    let Some(moved) = shared.peers.with(peer, topic, |it| Arc::clone(&it.moved)) else {
-        return;
+async fn kept(shared: &Arc<Shared>, peer: PeerId, topic: Topic, moved: &Arc<Notify>) {
+    // Whether the table knows of this task still: it forgets peers, and closed topics.
+    let is_known = || {
+        let known = shared
+            .peers
+            .look(peer, topic, |it| Arc::ptr_eq(&it.moved, moved));
+        known == Some(true)
     };
     let mut serving = shared.serving.subscribe();
     let mut backoff = Backoff::default();
     let mut tries = 0;
-    while tries < TRIES_MAX {
+    while tries < TRIES_MAX && is_known() {
         if serving.wait_for(|it| *it).await.is_err() {
             return;
         }
@@ -75,7 +90,7 @@ async fn kept(shared: &Arc<Shared>, peer: PeerId, topic: Topic) {
                 let text = error.to_string();
                 shared
                     .peers
-                    .with(peer, topic, |it| it.told.last_error = Some(text));
+                    .look(peer, topic, |it| it.told.last_error = Some(text));
                 backoff.pause()
             }
         };
@@ -99,17 +114,20 @@ async fn serve_once(
     let Some(slot) = shared.peers.take(peer, topic) else {
         return Ok(session::End::Surplus);
     };
+    let addr = shared.peers.addr(peer);
+    let connection = {
+        let _dialling = shared.dials.acquire().await;
+        let dialled = timeout(DIAL_MAX, shared.wire.dial(&addr, Service::Sync)).await;
+        dialled
+            .map_err(|_| SyncError::unexpected("it does not answer"))?
+            .map_err(SyncError::unexpected)?
+    };
+    // Only now: many that do not answer take nothing from those that do.
     let (_all, _counted) = shared
         .room(peer)
         .ok_or_else(|| SyncError::critical("as many sessions as there may be are open"))?;
-    let addr = shared.peers.addr(peer);
-    let dialling = shared.wire.dial(&addr, Service::Sync);
-    let connection = timeout(DIAL_MAX, dialling)
-        .await
-        .map_err(|_| SyncError::unexpected("it does not answer"))?
-        .map_err(SyncError::unexpected)?;
     shake::ask(&connection, line, topic).await?;
-    shared.peers.learn(&connection.remote_addr());
+    shared.learn(&connection.remote_addr(), Rank::Met);
     // Only now: a claim is for who has answered.
     let claimed = shared.claim(peer, topic, line).await;
     let agreed = session::Agreed {

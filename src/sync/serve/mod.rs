@@ -24,6 +24,8 @@
 mod backoff;
 mod claims;
 mod discover;
+mod doors;
+mod gossips;
 mod inbound;
 mod keeper;
 mod options;
@@ -35,12 +37,13 @@ mod status;
 mod topic;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use futures_util::StreamExt;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::{sleep, timeout},
@@ -51,7 +54,9 @@ use zeroize::Zeroizing;
 use self::{
     claims::Claims,
     discover::Infos,
-    peers::{Counted, Peers},
+    doors::Doors,
+    gossips::Gossips,
+    peers::{Counted, Peers, Rank},
     topic::Feed,
 };
 pub use self::{
@@ -74,6 +79,13 @@ use crate::{
 const KNOCKS_MAX: usize = 64;
 /// For a stranger to say what it wants.
 const KNOCK_MAX: Duration = Duration::from_secs(10);
+/// Peers that are dialled again and again, each in each of its topics.
+const KEPT_MAX: usize = 8_192;
+/// Peers that are dialled at the same time; the others wait.
+const DIALS_MAX: usize = 64;
+/// Peers that are asked again at each interval, chosen at random, and at the same time.
+const ASKED_MAX: usize = 64;
+const ASKED_AT_ONCE: usize = 8;
 /// Between two looks at which topics are open.
 const TOPICS_PAUSE: Duration = Duration::from_millis(100);
 
@@ -121,7 +133,12 @@ struct Shared {
     sessions: Arc<Semaphore>,
     topics: Mutex<BTreeMap<Topic, Feed>>,
     peers: Arc<Peers>,
+    /// Room for tasks that keep a peer served, and for those of them that dial.
+    kept: Arc<Semaphore>,
+    dials: Semaphore,
     claims: Claims,
+    doors: Doors,
+    gossips: Arc<Gossips>,
     infos: Infos,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -151,23 +168,31 @@ impl Sync {
             why: format!("no endpoint at the address wanted: {error}"),
         })?;
         let shared = Arc::new(Shared {
-            wire,
             logs: logs.clone(),
             secret,
             serving: watch::Sender::new(logs.quorate().now()),
             sessions: Arc::new(Semaphore::new(options.sessions_max)),
             options,
             topics: Mutex::default(),
-            peers: Arc::default(),
+            peers: Arc::new(Peers::new({
+                let wire = wire.clone();
+                move |peer| wire.forget(peer)
+            })),
             claims: Claims::default(),
+            doors: Doors::default(),
+            gossips: Arc::default(),
             infos: Infos::default(),
+            kept: Arc::new(Semaphore::new(KEPT_MAX)),
+            dials: Semaphore::new(DIALS_MAX),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            wire,
         });
         shared.look_at_topics();
         shared.run(watch_quorum(Arc::clone(&shared)));
         shared.run(watch_topics(Arc::clone(&shared)));
         shared.run(claims::watch(Arc::clone(&shared)));
+        shared.run(doors::beat(Arc::clone(&shared)));
         shared.run(accept(Arc::clone(&shared)));
         shared.run(ask_again(Arc::clone(&shared)));
         let sync = Self { shared };
@@ -189,19 +214,22 @@ impl Sync {
         self.shared.wire.addr()
     }
 
-    /// A ticket to all open topics at this member.
+    /// A ticket to all open topics at this member, and at every other one whose door it has heard
+    /// of.
     #[must_use]
     pub fn ticket(&self) -> LogTicket {
         let network = self.shared.options.network;
-        LogTicket::new(network, self.shared.open_topics(), [self.addr()])
+        let mut members = vec![self.addr()];
+        members.extend(self.shared.doors.addrs());
+        LogTicket::new(network, self.shared.open_topics(), members)
     }
 
     /// Looks for a peer, in every open topic, until it is found: it is dialled, and dialled again
     /// with growing pauses of up to a minute.
     pub fn add_peer(&self, addr: PeerAddr) {
         let shared = &self.shared;
-        shared.wire.learn(&addr);
-        if !shared.peers.learn(&addr) {
+        if !shared.learn(&addr, Rank::Wanted) {
+            tracing::warn!(peer = %addr.peer.short(), "there is no room for one more peer");
             return;
         }
         let mut lines = Vec::new();
@@ -233,7 +261,7 @@ impl Sync {
         self.shared.stop.cancel();
         if first {
             // Another member takes over at once.
-            self.shared.release_all().await;
+            self.shared.unsay().await;
         }
         self.shared.tasks.close();
         self.shared.wire.close().await;
@@ -299,22 +327,41 @@ impl Shared {
         }
     }
 
+    /// Remembers where a peer is. False if there is no room for another peer.
+    fn learn(&self, addr: &PeerAddr, rank: Rank) -> bool {
+        let learnt = self.peers.learn(addr, rank);
+        if learnt {
+            self.wire.learn(&self.peers.addr(addr.peer));
+        }
+        learnt
+    }
+
     /// Sees to it that a peer is served in a topic, from now on.
     fn keep(self: &Arc<Self>, peer: PeerId, topic: Topic) {
-        if peer == self.wire.id() {
+        if peer == self.wire.id() || self.doors.is_door(peer) {
             return;
         }
         let fresh = self.peers.with(peer, topic, |it| {
             it.moved.notify_one();
-            !std::mem::replace(&mut it.kept, true)
+            if it.kept {
+                return None;
+            }
+            // Without room it is served when it comes in itself.
+            let room = Arc::clone(&self.kept).try_acquire_owned().ok()?;
+            it.kept = true;
+            Some((Arc::clone(&it.moved), room))
         });
-        if fresh == Some(true) {
-            self.run(keeper::keep(Arc::clone(self), peer, topic));
+        if let Some((moved, room)) = fresh.flatten() {
+            let keeping = keeper::keep(Arc::clone(self), peer, topic, moved);
+            self.run(async move {
+                keeping.await;
+                drop(room);
+            });
         }
     }
 
     fn is_kept(&self, peer: PeerId, topic: Topic) -> bool {
-        self.peers.with(peer, topic, |it| it.kept).unwrap_or(true)
+        self.peers.look(peer, topic, |it| it.kept).unwrap_or(false)
     }
 
     /// Room for one more session, with this peer and in all.
@@ -324,7 +371,11 @@ impl Shared {
         Some((all, counted))
     }
 
-    async fn admit(self: &Arc<Self>, knock: Knock) -> Result<(), SyncError> {
+    async fn admit(
+        self: &Arc<Self>,
+        knock: Knock,
+        room: OwnedSemaphorePermit,
+    ) -> Result<(), SyncError> {
         let shaking = timeout(KNOCK_MAX, knock.accept()).await;
         let (service, connection) = shaking
             .map_err(|_| SyncError::unexpected("the handshake took too long"))?
@@ -333,7 +384,15 @@ impl Shared {
             Service::Sync => self.serve(&connection).await,
             Service::Discovery => discover::answer(self, &connection).await,
             Service::Client => self.serve_client(&connection).await,
-            Service::Gossip => Ok(()),
+            Service::Gossip => {
+                // The overlay has it now, and takes no more of the door than its place.
+                drop(room);
+                match self.gossips.place(connection.remote()) {
+                    Some(_place) => drop(connection.closed().await),
+                    None => connection.close("as many neighbours as there may be are there"),
+                }
+                Ok(())
+            }
         }
     }
 
@@ -376,6 +435,11 @@ impl Shared {
 
     async fn serve(self: &Arc<Self>, connection: &Connection) -> Result<(), SyncError> {
         let peer = connection.remote();
+        if self.doors.is_door(peer) {
+            // Members have the same logs by themselves.
+            connection.close("not served");
+            return Ok(());
+        }
         let Some((_all, _counted)) = self.room(peer) else {
             connection.close("as many sessions as there may be are open");
             return Err(SyncError::critical(
@@ -392,7 +456,7 @@ impl Shared {
             connection.close("not served");
             return Ok(());
         };
-        self.peers.learn(&connection.remote_addr());
+        self.learn(&connection.remote_addr(), Rank::Met);
         let claimed = self.claim(peer, topic, line).await;
         let agreed = session::Agreed {
             peer,
@@ -419,10 +483,9 @@ async fn accept(shared: Arc<Shared>) {
         };
         let admitting = Arc::clone(&shared);
         shared.run(async move {
-            if let Err(error) = admitting.admit(knock).await {
+            if let Err(error) = admitting.admit(knock, room).await {
                 tracing::debug!(%error, "a peer that came in was not served");
             }
-            drop(room);
         });
     }
 }
@@ -448,21 +511,21 @@ async fn watch_topics(shared: Arc<Shared>) {
 async fn ask_again(shared: Arc<Shared>) {
     loop {
         sleep(shared.options.ask_again()).await;
-        let mut lines: Vec<Line> = shared.open_topics().into_iter().map(|it| it.1).collect();
-        lines.dedup();
-        lines.sort_unstable();
-        lines.dedup();
-        for addr in shared.peers.known() {
+        let open = shared.open_topics();
+        let open: BTreeSet<Line> = open.into_iter().map(|it| it.1).collect();
+        let asking = shared.peers.some(ASKED_MAX).into_iter().flat_map(|addr| {
             let spoken = shared.peers.line(addr.peer);
-            for line in lines
-                .iter()
-                .filter(|it| spoken.is_none_or(|spoken| spoken == **it))
-            {
-                if !*shared.serving.borrow() {
-                    break;
-                }
-                let _ = discover::ask(&shared, &addr, *line).await;
+            let lines = open.iter().copied();
+            let lines = lines.filter(move |it| spoken.is_none_or(|spoken| spoken == *it));
+            lines.map(move |line| (addr.clone(), line))
+        });
+        let asking = futures_util::stream::iter(asking);
+        let asked = asking.for_each_concurrent(ASKED_AT_ONCE, async |(addr, line)| {
+            if *shared.serving.borrow() {
+                // A peer that is gone is asked less and less by its keepers, and forgotten in time.
+                let _ = discover::ask(&shared, &addr, line).await;
             }
-        }
+        });
+        asked.await;
     }
 }

@@ -3,10 +3,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant, SystemTime},
 };
 
+use rand::seq::IteratorRandom;
 use tokio::sync::Notify;
 
 use super::pacer::{ChunkBounds, Pacer, Seen, Turn};
@@ -16,8 +20,12 @@ use crate::{
     sync::session::{Budget, Plan, Range},
 };
 
-/// Peers that are remembered; beyond, strangers are served but not remembered.
+/// Peers that are remembered; for one more the least known of those that are idle is forgotten.
 const PEERS_MAX: usize = 4_096;
+/// Peers that are forgotten at once when there is no room for one more.
+const FORGOTTEN_AT_ONCE: usize = 64;
+/// How long a peer that was served well is remembered at least, whoever else comes.
+const KNOWN_FOR: Duration = Duration::from_hours(1);
 /// Topics of one peer.
 const TOPICS_MAX: usize = 256;
 
@@ -41,13 +49,32 @@ fn bounds(line: Line) -> ChunkBounds {
     }
 }
 
-#[derive(Default)]
 pub(super) struct Peers {
     table: Mutex<BTreeMap<PeerId, Peer>>,
+    /// Names the places of sessions.
+    slots: AtomicU64,
+    /// Told whom the table has forgotten.
+    forgotten: Box<dyn Fn(PeerId) + Send + Sync>,
+}
+
+/// How well a peer is known: who is known least is forgotten first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Rank {
+    /// Others have told of it.
+    Hearsay,
+    /// It has come in, or was found to have a topic that is served.
+    Met,
+    /// A session with it went well.
+    Served,
+    /// The program asked for it.
+    Wanted,
 }
 
 struct Peer {
     addr: PeerAddr,
+    /// What it came as; it rises by sessions that go well.
+    came: Rank,
+    touched: Instant,
     /// One pipeline a node, whatever the topic; a node is of one line.
     paces: BTreeMap<Line, Pacer<Topic>>,
     topics: BTreeMap<Topic, Served>,
@@ -57,8 +84,8 @@ struct Peer {
 /// One peer in one topic.
 #[derive(Default)]
 pub(super) struct Served {
-    /// Whether a session serves it now.
-    taken: bool,
+    /// The session that serves it now.
+    taken: Option<u64>,
     /// Whether a task dials it.
     pub(super) kept: bool,
     /// Told when a session ends, or there is reason to dial at once.
@@ -94,6 +121,7 @@ pub(super) struct Slot {
     peers: Arc<Peers>,
     peer: PeerId,
     topic: Topic,
+    number: u64,
 }
 
 /// One of the sessions that a peer may have; given back when dropped.
@@ -114,22 +142,58 @@ pub(super) enum Job {
 }
 
 impl Peers {
+    /// An empty table. `forgotten` is told whom it forgets, and must not look into the table.
+    pub(super) fn new(forgotten: impl Fn(PeerId) + Send + Sync + 'static) -> Self {
+        Self {
+            table: Mutex::default(),
+            slots: AtomicU64::new(0),
+            forgotten: Box::new(forgotten),
+        }
+    }
+
     /// Remembers where a peer is. False if there is no room for another peer.
-    pub(super) fn learn(&self, addr: &PeerAddr) -> bool {
+    pub(super) fn learn(&self, addr: &PeerAddr, rank: Rank) -> bool {
         let mut table = self.locked();
-        if let Some(peer) = table.get_mut(&addr.peer) {
-            peer.addr.addrs.extend(addr.addrs.iter().copied());
-            if addr.relay.is_some() {
-                peer.addr.relay.clone_from(&addr.relay);
-            }
-            peer.addr = peer.addr.clone().capped();
-            return true;
-        }
-        if table.len() >= PEERS_MAX {
+        let Some(peer) = self.entry(&mut table, addr.peer, rank) else {
             return false;
+        };
+        peer.addr.addrs.extend(addr.addrs.iter().copied());
+        if addr.relay.is_some() {
+            peer.addr.relay.clone_from(&addr.relay);
         }
-        table.insert(addr.peer, Peer::at(addr.clone().capped()));
+        peer.addr = peer.addr.clone().capped();
         true
+    }
+
+    /// A peer's entry, which is made if there is room, or if somebody less known can be forgotten.
+    fn entry<'a>(
+        &self,
+        table: &'a mut BTreeMap<PeerId, Peer>,
+        id: PeerId,
+        rank: Rank,
+    ) -> Option<&'a mut Peer> {
+        if !table.contains_key(&id) && table.len() >= PEERS_MAX {
+            let forgettable = table.iter().filter(|(_, it)| it.is_forgettable(rank));
+            let mut least: Vec<_> = forgettable
+                .map(|(peer, it)| (it.rank(), it.touched, *peer))
+                .collect();
+            // Some at a time: to look through the whole table for each newcomer costs too much.
+            least.sort_unstable();
+            least.truncate(FORGOTTEN_AT_ONCE);
+            if least.is_empty() {
+                return None;
+            }
+            for (_, _, peer) in least {
+                table.remove(&peer);
+                (self.forgotten)(peer);
+            }
+        }
+        let peer = table.entry(id).or_insert_with(|| Peer::new(id, rank));
+        peer.came = peer.came.max(rank);
+        if rank > Rank::Hearsay {
+            peer.touched = Instant::now();
+        }
+        Some(peer)
     }
 
     /// Where a peer is, as far as known: its id alone may do, since iroh knows who came in.
@@ -139,8 +203,11 @@ impl Peers {
         known.unwrap_or_else(|| PeerAddr::new(peer, []))
     }
 
-    pub(super) fn known(&self) -> Vec<PeerAddr> {
-        self.locked().values().map(|it| it.addr.clone()).collect()
+    /// Some of the peers, at random.
+    pub(super) fn some(&self, count: usize) -> Vec<PeerAddr> {
+        let table = self.locked();
+        let chosen = table.values().sample(&mut rand::rng(), count);
+        chosen.into_iter().map(|it| it.addr.clone()).collect()
     }
 
     /// The line that a peer has spoken.
@@ -148,6 +215,17 @@ impl Peers {
         let table = self.locked();
         let mut topics = table.get(&peer)?.topics.values();
         topics.find_map(|it| it.told.line)
+    }
+
+    /// Looks at, or changes, a peer's part in a topic, if there is one.
+    pub(super) fn look<R>(
+        &self,
+        peer: PeerId,
+        topic: Topic,
+        look: impl FnOnce(&mut Served) -> R,
+    ) -> Option<R> {
+        let mut table = self.locked();
+        Some(look(table.get_mut(&peer)?.topics.get_mut(&topic)?))
     }
 
     /// Looks at, or changes, a peer's part in a topic. None if there is no room for it.
@@ -158,12 +236,7 @@ impl Peers {
         look: impl FnOnce(&mut Served) -> R,
     ) -> Option<R> {
         let mut table = self.locked();
-        if !table.contains_key(&peer) && table.len() >= PEERS_MAX {
-            return None;
-        }
-        let peer = table
-            .entry(peer)
-            .or_insert_with(|| Peer::at(PeerAddr::new(peer, [])));
+        let peer = self.entry(&mut table, peer, Rank::Met)?;
         if !peer.topics.contains_key(&topic) && peer.topics.len() >= TOPICS_MAX {
             return None;
         }
@@ -172,27 +245,38 @@ impl Peers {
 
     /// Takes the place of the session that serves, if it is free.
     pub(super) fn take(self: &Arc<Self>, peer: PeerId, topic: Topic) -> Option<Slot> {
-        let taken = self.with(peer, topic, |it| !std::mem::replace(&mut it.taken, true))?;
+        let number = self.slots.fetch_add(1, Relaxed);
+        let taken = self.with(peer, topic, |it| *it.taken.get_or_insert(number) == number)?;
         taken.then(|| Slot {
             peers: Arc::clone(self),
             peer,
             topic,
+            number,
         })
     }
 
     pub(super) fn is_taken(&self, peer: PeerId, topic: Topic) -> bool {
-        self.with(peer, topic, |it| it.taken).unwrap_or(true)
+        self.look(peer, topic, |it| it.taken.is_some())
+            .unwrap_or(false)
+    }
+
+    /// Whether a session serves this peer, in whatever topic.
+    pub(super) fn is_busy(&self, peer: PeerId) -> bool {
+        let table = self.locked();
+        table.get(&peer).is_some_and(Peer::is_busy)
+    }
+
+    /// Whether a task dials this peer, in whatever topic.
+    pub(super) fn is_looked_for(&self, peer: PeerId) -> bool {
+        let table = self.locked();
+        let entry = table.get(&peer);
+        entry.is_some_and(|it| it.topics.values().any(|it| it.kept))
     }
 
     /// Counts a session of this peer, unless it has as many as it may.
     pub(super) fn count(self: &Arc<Self>, peer: PeerId, max: usize) -> Option<Counted> {
         let mut table = self.locked();
-        if !table.contains_key(&peer) && table.len() >= PEERS_MAX {
-            return None;
-        }
-        let entry = table
-            .entry(peer)
-            .or_insert_with(|| Peer::at(PeerAddr::new(peer, [])));
+        let entry = self.entry(&mut table, peer, Rank::Met)?;
         if entry.sessions >= max {
             return None;
         }
@@ -302,7 +386,7 @@ impl Peers {
 
     /// The peer is not to send these logs any more.
     pub(super) fn echo(&self, peer: PeerId, topic: Topic, authors: BTreeSet<Author>) {
-        self.with(peer, topic, |it| it.echoed.extend(authors));
+        self.look(peer, topic, |it| it.echoed.extend(authors));
     }
 
     /// Forgets what was about a topic.
@@ -351,13 +435,37 @@ impl Peers {
 }
 
 impl Peer {
-    fn at(addr: PeerAddr) -> Self {
+    fn new(id: PeerId, rank: Rank) -> Self {
         Self {
-            addr,
+            addr: PeerAddr::new(id, []),
+            came: rank,
+            touched: Instant::now(),
             paces: BTreeMap::new(),
             topics: BTreeMap::new(),
             sessions: 0,
         }
+    }
+
+    fn rank(&self) -> Rank {
+        let served = |it: &Served| it.told.last_success.is_some();
+        match self.topics.values().any(served) {
+            true => self.came.max(Rank::Served),
+            false => self.came,
+        }
+    }
+
+    fn is_busy(&self) -> bool {
+        self.sessions > 0 || self.topics.values().any(|it| it.taken.is_some())
+    }
+
+    /// Whether it may be forgotten for one that comes with this rank.
+    fn is_forgettable(&self, newcomer: Rank) -> bool {
+        let ranks = match self.rank() {
+            Rank::Wanted => false,
+            Rank::Served => newcomer > Rank::Hearsay && self.touched.elapsed() > KNOWN_FOR,
+            rank => rank <= newcomer,
+        };
+        ranks && !self.is_busy()
     }
 }
 
@@ -376,15 +484,18 @@ impl Served {
     }
 
     pub(super) fn is_taken(&self) -> bool {
-        self.taken
+        self.taken.is_some()
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let topic = self.topic;
-        self.peers.with(self.peer, topic, |it| {
-            it.taken = false;
+        self.peers.look(self.peer, self.topic, |it| {
+            if it.taken != Some(self.number) {
+                // The topic was closed and opened again.
+                return;
+            }
+            it.taken = None;
             it.told.live = false;
             // Nobody but who waits for this very place: its own keeper has its own pause.
             it.moved.notify_waiters();
@@ -399,3 +510,6 @@ impl Drop for Counted {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

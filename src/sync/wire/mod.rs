@@ -186,6 +186,13 @@ impl Wire {
         }
     }
 
+    /// Forgets where a peer is; it may still come in.
+    pub(crate) fn forget(&self, peer: PeerId) {
+        if let Ok(id) = EndpointId::from_bytes(peer.as_bytes()) {
+            self.0.known.remove_endpoint_info(id);
+        }
+    }
+
     /// Connects to a peer, trying all of its addresses and those on which it has come in itself.
     /// Has no deadline of its own.
     ///
