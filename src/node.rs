@@ -242,8 +242,8 @@ impl Node {
         let _ = tokio::task::spawn_blocking(move || store.close()).await;
     }
 
-    /// Opens this member's door for outsiders: from now on unmodified p2panda nodes sync the open
-    /// topics with it. Until then nothing listens for them, and nothing after [`Node::stop_sync`].
+    /// Opens this member's door for outsiders: from now on unmodified p2panda nodes sync the topics
+    /// that were opened to them ([`Outsiders`](crate::sync::Outsiders)) with it. Until then nothing listens for them, and nothing after [`Node::stop_sync`].
     ///
     /// The door has a port of its own and, derived from the node's, a key of its own. If it is
     /// open already, that one is given and `options` are without effect.

@@ -8,6 +8,8 @@ mod cluster;
 #[path = "behaviour/ledger.rs"]
 mod ledger;
 
+#[path = "behaviour/admission/mod.rs"]
+mod admission;
 #[path = "behaviour/client/mod.rs"]
 mod client;
 #[path = "behaviour/faults.rs"]

@@ -17,10 +17,17 @@ mod peer;
 #[path = "interop/harness/stock.rs"]
 mod stock;
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use peer::{Dials, Group};
-use quorate::log_store::Line;
+use quorate::{
+    PeerId,
+    log_store::Line,
+    sync::{Admission, Rights},
+};
 use stock::Stock;
 
 /// One test a line and, where it says so, a direction of dialling.
@@ -52,6 +59,8 @@ on_both_lines! {
     pruned_logs_are_served;
     large_bodies_go_both_ways;
     an_unknown_topic_is_not_served;
+    a_stock_node_that_asks_is_served_once_it_is_let_in;
+    a_stock_node_that_is_live_is_cut_off_when_it_is_refused;
     another_member_goes_on_when_the_serving_one_stops;
     another_member_goes_on_when_the_serving_one_is_killed;
 }
@@ -267,6 +276,85 @@ async fn an_unknown_topic_is_not_served(line: Line) {
     assert_eq!(stock.heights(other).await.len(), 1, "only its own log");
     let heights = group.members[0].logs.heights(other).await;
     assert!(heights.expect("a quorum answers").is_empty());
+    stock.stop().await;
+    group.end().await;
+}
+
+async fn a_stock_node_that_asks_is_served_once_it_is_let_in(line: Line) {
+    let group = Group::admitting(3, line, Admission::on_request()).await;
+    let minted = group.mint(1, 200, 100).await;
+    let mut stock = group.meet("asks", Dials::Stock, &[0]).await;
+    stock.publish(group.topic, 20, 100).await;
+    let id: PeerId = stock.address().0.parse().expect("a peer id");
+    let outsiders = group.members[2].sync.outsiders();
+    let mut asked = Vec::new();
+    while asked.is_empty() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        asked = outsiders.requests().await.expect("they can be read");
+    }
+    assert_eq!((asked.len(), asked[0].peer), (1, id));
+    assert_eq!(stock.heights(group.topic).await.len(), 1, "only its own");
+    // It knocks again, and that is no other request.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let again = outsiders.requests().await.expect("they can be read");
+    assert_eq!(again, asked);
+    let approving = outsiders.approve(group.topic, id, Rights::ALL);
+    approving.await.expect("it is let in");
+    let all = group.holds(220).await;
+    assert!(all.is_superset(&minted));
+    has_log(&mut stock, &group, 200).await;
+    assert_eq!(stock.seen().failed, Vec::<String>::new());
+    stock.stop().await;
+    group.end().await;
+}
+
+/// Waits until a stock node holds a log of another author that has so many operations.
+async fn has_log(stock: &mut Stock, group: &Group, count: u64) {
+    let own = stock.address().0;
+    let has = |heights: &[stock::Height]| {
+        let mut others = heights.iter().filter(|it| it.author != own);
+        others.all(|it| it.held == count) && heights.len() == 2
+    };
+    stock.heights_when(group.topic, "it has the log", has).await;
+}
+
+async fn a_stock_node_that_is_live_is_cut_off_when_it_is_refused(line: Line) {
+    let group = Group::of(3, line).await;
+    let mut log = peer::Mint::new(line, group.topic, 1);
+    let mut stock = group.meet("refused", Dials::Stock, &[0]).await;
+    let id: PeerId = stock.address().0.parse().expect("a peer id");
+    let logs = &group.members[1].logs;
+    for count in 1..=5 {
+        let appended = logs.append(group.topic, log.next(100)).await;
+        appended.expect("it is appended");
+        stock.processed(group.topic, count).await;
+    }
+    let sessions = || {
+        let of = |it: &peer::Serving| it.sync.status().sessions;
+        group.members.iter().map(of).sum::<usize>()
+    };
+    assert!(sessions() > 0);
+    let outsiders = group.members[1].sync.outsiders();
+    let start = Instant::now();
+    outsiders
+        .refuse(group.topic, id)
+        .await
+        .expect("it is refused");
+    while sessions() > 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert!(start.elapsed() < Duration::from_secs(1), "still served");
+    }
+    println!("{line}: no session {:?} after the word", start.elapsed());
+    stock.publish(group.topic, 10, 100).await;
+    let appended = logs.append(group.topic, log.next(100)).await;
+    appended.expect("it is appended");
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    assert_eq!(group.ids().await.len(), 6, "nothing of it was taken");
+    has_log(&mut stock, &group, 5).await;
+    let changing = outsiders.reconsider(group.topic, id);
+    changing.await.expect("it is changed");
+    assert_eq!(group.holds(16).await.len(), 16);
+    has_log(&mut stock, &group, 6).await;
     stock.stop().await;
     group.end().await;
 }

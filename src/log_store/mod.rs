@@ -134,6 +134,9 @@ impl Logs {
 
     /// Opens a topic on all members, or again after it was closed. Returns once this member knows.
     ///
+    /// It is then open to the members. Peers that are no members are served only what was opened
+    /// to them, with [`Outsiders::open_topic`](crate::sync::Outsiders::open_topic).
+    ///
     /// # Errors
     /// [`LogRefused::OtherLine`] within [`LogError::Refused`] if it holds operations of the other
     /// line; else as of [`LogError`].
@@ -364,6 +367,14 @@ impl Logs {
     ) -> Result<Heights, LogError> {
         self.confirmed(within).await?;
         self.elsewhere(move |it| reader::heights(it, topic)).await
+    }
+
+    /// Returns once everything that was acknowledged before this was called is applied here.
+    ///
+    /// # Errors
+    /// [`LogError::NoQuorum`] when none confirms it in time; else as of [`LogError`].
+    pub(crate) async fn confirmed_now(&self) -> Result<(), LogError> {
+        self.confirmed(self.group.query_timeout()).await
     }
 
     /// How many operations, and bytes of headers and bodies, a peer lacks that holds the log

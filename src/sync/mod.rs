@@ -8,6 +8,7 @@
 //!  wire/       the endpoint for outsiders
 //!  serve/      a member's side: topics, peers, sessions, chunks
 //!  client/     our own client: pull and push, and the half that serves them
+//!  outsiders/  who of the peers that are no members may do what
 //!  ticket      where outsiders find a group's logs
 //! ```
 //!
@@ -16,13 +17,14 @@
 //! A group with a [`LogStore`](crate::log_store::LogStore) is an always-on peer for
 //! [p2panda](https://p2panda.org) apps: unmodified nodes of the lines 0.6 and 0.7 catch up at any
 //! member, push what they wrote, and stay live. Each member that is to serve opens its door with
-//! [`Node::serve_sync`](crate::Node::serve_sync), and topics are opened for all of them at once.
+//! [`Node::serve_sync`](crate::Node::serve_sync). Topics are opened for all of them at once, by
+//! [`Outsiders::open_topic`], which says who may read and who may push.
 //!
 //! ```
 //! use quorate::{
 //!     GroupKey, Node,
 //!     log_store::{Line, LogStore, Topic},
-//!     sync::SyncOptions,
+//!     sync::{Admission, Outsiders, SyncOptions},
 //! };
 //!
 //! # #[tokio::main]
@@ -31,7 +33,8 @@
 //! let node = Node::in_memory().bind_loopback().open().await?;
 //! let group = node.create(GroupKey::generate(), LogStore::new()).await?;
 //! let logs = group.logs();
-//! logs.open_topic(Topic::named("cats"), Line::V07).await?;
+//! let outsiders = Outsiders::of(&logs);
+//! outsiders.open_topic(Topic::named("cats"), Line::V07, Admission::everyone()).await?;
 //!
 //! // The port of a new door is any free one: name an address where apps are to find it again.
 //! let bind = vec!["127.0.0.1:0".parse()?];
@@ -86,10 +89,30 @@
 //!   group: when that member is gone another one dials the peer, and goes on from what it holds.
 //! - A member that reaches no quorum ends its sessions and takes none.
 //!
+//! # Who may do what
+//!
+//! [`Outsiders`] says so for each topic: everybody, a list of peers, or those who asked and were
+//! let in, once for reading and once for pushing. A topic that was opened by
+//! [`Logs::open_topic`](crate::log_store::Logs::open_topic) alone is for the members.
+//!
+//! | | reads | does not read |
+//! |---|---|---|
+//! | **pushes** | a peer as any | what it sends is taken; it is sent nothing, and hears of what it names itself how much the group holds |
+//! | **does not push** | what it sends is discarded and counted, and it is told that its own logs are held as far as it has them, or it would send them for ever | is closed at the door; one that may ask is noted first |
+//!
+//! A peer is the key of its endpoint, which for a p2panda node is also the key it signs with. It
+//! may pass on what others wrote, so a list names whose connections are taken, not whose
+//! operations. What was decided is a note of the group: it holds at every member and outlives
+//! restarts. A door ends the sessions of a peer that lost a right within a second; a member that
+//! does not reach the quorum, and so may not know, serves nobody.
+//!
+//! A peer that may nothing in a topic is not told by discovery that the topic is there. The overlay
+//! of a topic is gossip's: any peer that is served something, or may ask, and knows a topic, can
+//! join it and learn the addresses of others there, but no operation.
+//!
 //! # What it does not do
 //!
-//! There is no list of who may do what: everybody who knows an open topic may read it and push into
-//! it. What a session costs is bounded, what outsiders store is not. Members are not found by mDNS
+//! What a session costs is bounded, what outsiders store is not. Members are not found by mDNS
 //! and do not pass on ephemeral messages. A [`SyncProtocol`] of one's own cannot be mounted on a
 //! node yet.
 //!
@@ -101,6 +124,7 @@
 mod client;
 mod codec;
 mod discovery;
+mod outsiders;
 mod protocol;
 mod serve;
 mod session;
@@ -115,6 +139,7 @@ pub use self::{
         Pushed, Pusher, QuicDial, RunFault, ServeError, ServeLimits, ServerError, pull, push,
         serve_logs,
     },
+    outsiders::{Admission, Decision, Outsiders, OutsidersError, Request, Rights, Who},
     protocol::{
         Cause, Fault, FromSync, SyncError, SyncFuture, SyncProtocol, SyncRead, SyncSink, SyncWrite,
         TopicMap, TopicQuery,

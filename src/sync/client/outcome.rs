@@ -52,6 +52,10 @@ pub enum Denied {
     /// The member stops, or its disk fails: ask another.
     #[error("the member stops")]
     Stopping,
+    /// The topic is for those who were let in. This client's wish is noted: it is served once a
+    /// member approves it.
+    #[error("access was asked for, and nobody has decided yet")]
+    NotYet,
     /// A reason that this version does not know; the text says more.
     #[error("refused")]
     Other,
@@ -66,6 +70,7 @@ coded!(Denied {
     Silent = 6,
     TooManyLogs = 7,
     Stopping = 8,
+    NotYet = 9,
 });
 
 /// What became of one pushed operation.

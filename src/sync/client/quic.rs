@@ -51,11 +51,12 @@ pub(crate) fn alpn(network: &[u8; 32]) -> Vec<u8> {
     hasher.finalize().as_bytes().to_vec()
 }
 
-/// Dials members over QUIC, under a key of its own that is new each time. Binds its socket when it
-/// is first used, and again after it could not be bound.
+/// Dials members over QUIC, under a key of its own that is new each time unless one is given. Binds
+/// its socket when it is first used, and again after it could not be bound.
 pub struct QuicDial {
     network: [u8; 32],
     bind: SocketAddr,
+    secret: SecretKey,
     endpoint: OnceCell<Endpoint>,
 }
 
@@ -72,15 +73,36 @@ impl QuicDial {
         Self {
             network,
             bind,
+            secret: SecretKey::generate(),
             endpoint: OnceCell::new(),
         }
+    }
+
+    /// Under this secret key: for topics that admit peers by their name, which is its public half.
+    ///
+    /// ```
+    /// use quorate::sync::QuicDial;
+    ///
+    /// let dial = QuicDial::new([0; 32]).with_key([7; 32]);
+    /// assert_eq!(dial.id(), QuicDial::new([1; 32]).with_key([7; 32]).id());
+    /// ```
+    #[must_use]
+    pub fn with_key(mut self, secret: [u8; 32]) -> Self {
+        self.secret = SecretKey::from_bytes(&secret);
+        self
+    }
+
+    /// The name under which members see it.
+    #[must_use]
+    pub fn id(&self) -> PeerId {
+        PeerId::from_bytes(*self.secret.public().as_bytes())
     }
 
     async fn connect(&self, member: &PeerAddr) -> Result<Dialled, DialError> {
         let relay = member.relay.as_deref();
         let endpoint = self
             .endpoint
-            .get_or_try_init(|| bind(SecretKey::generate(), self.bind, Vec::new(), relay))
+            .get_or_try_init(|| bind(self.secret.clone(), self.bind, Vec::new(), relay))
             .await?;
         let options = ConnectOptions::new().with_transport_config(transport_config(0));
         let to = endpoint_addr(member)?;

@@ -198,6 +198,7 @@ impl ServeError {
             Denied::OtherLine => "take the line from a new ticket",
             Denied::NoQuorum => "ask another member, or try again later",
             Denied::OverQuota => "try again later",
+            Denied::NotYet => "it is served once a member lets it in",
             Denied::TooManyLogs => "split the topic",
             _ => "try again later",
         };

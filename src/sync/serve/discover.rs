@@ -57,7 +57,8 @@ impl Infos {
     }
 }
 
-fn local(shared: &Shared, line: Line) -> Local {
+/// What we say to this peer: only of topics that it may know of.
+fn local(shared: &Shared, peer: PeerId, line: Line) -> Local {
     let info = shared.infos.of(line, &shared.wire.addr(), &shared.secret);
     // Whoever finds one member finds them all.
     let mut infos = shared.doors.infos(line);
@@ -65,7 +66,7 @@ fn local(shared: &Shared, line: Line) -> Local {
     Local {
         salt: rand::random(),
         topics: shared
-            .open_topics()
+            .topics_told(peer)
             .into_iter()
             .filter(|(_, it)| *it == line)
             .map(|(topic, _)| topic.derived())
@@ -84,7 +85,7 @@ pub(super) async fn answer(shared: &Arc<Shared>, connection: &Connection) -> Res
             .first()
             .and_then(|it| line_of_first_discovery_byte(*it));
         let line = line.ok_or_else(|| SyncError::encoding("discovery of no line we know"))?;
-        let mut bob = Discovery::bob(line, local(shared, line));
+        let mut bob = Discovery::bob(line, local(shared, connection.remote(), line));
         bob.received(first)?;
         let found = talk(bob, send, recv, false).await?;
         Ok::<_, SyncError>((line, found))
@@ -103,11 +104,14 @@ pub(super) async fn ask(
     addr: &PeerAddr,
     line: Line,
 ) -> Result<(), SyncError> {
+    if !shared.is_welcome(addr.peer) {
+        return Ok(());
+    }
     let asking = async {
         let dialling = shared.wire.dial(addr, Service::Discovery);
         let connection = dialling.await.map_err(SyncError::unexpected)?;
         let (send, recv) = connection.open().await.map_err(SyncError::unexpected)?;
-        let alice = Discovery::alice(line, local(shared, line));
+        let alice = Discovery::alice(line, local(shared, addr.peer, line));
         let found = talk(alice, send, recv, true).await?;
         // Bob closes once he has read ours.
         let _ = timeout(Duration::from_secs(1), connection.closed()).await;
@@ -171,7 +175,7 @@ impl Shared {
             }
         }
         let common: Vec<Topic> = self
-            .open_topics()
+            .topics_told(remote)
             .into_iter()
             .filter(|(topic, _)| found.topics.contains(&topic.derived()))
             .map(|(topic, _)| topic)

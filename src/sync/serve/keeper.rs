@@ -60,6 +60,10 @@ async fn kept(shared: &Arc<Shared>, peer: PeerId, topic: Topic, moved: &Arc<Noti
         if serving.wait_for(|it| *it).await.is_err() {
             return;
         }
+        if !shared.admissions.verdict(peer, topic).rights.any() {
+            // It is kept again once it is let in.
+            return;
+        }
         let mut freed = pin!(moved.notified());
         freed.as_mut().enable();
         if shared.peers.is_taken(peer, topic) || shared.is_served_elsewhere(peer) {
@@ -110,6 +114,9 @@ async fn serve_once(
         .feed(topic)
         .ok_or_else(|| SyncError::critical("the topic is closed"))?;
     let line = feed.line;
+    let over = feed.over.child_token();
+    let admitted = shared.admissions.admit(peer, topic, over);
+    let admitted = admitted.ok_or_else(|| SyncError::critical("it is not let in any more"))?;
     // Taken first: of two sessions that begin at once one serves, and that is settled here.
     let Some(slot) = shared.peers.take(peer, topic) else {
         return Ok(session::End::Surplus);
@@ -125,7 +132,7 @@ async fn serve_once(
     // Only now: many that do not answer take nothing from those that do.
     let (_all, _counted) = shared
         .room(peer)
-        .ok_or_else(|| SyncError::critical("as many sessions as there may be are open"))?;
+        .ok_or_else(|| SyncError::critical(super::FULL))?;
     shake::ask(&connection, line, topic).await?;
     shared.learn(&connection.remote_addr(), Rank::Met);
     // Only now: a claim is for who has answered.
@@ -137,6 +144,7 @@ async fn serve_once(
         role: Role::Initiator,
         slot: claimed.then_some(slot),
         feed,
+        admitted,
     };
     session::run(shared, &connection, agreed).await
 }

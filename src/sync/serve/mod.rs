@@ -10,6 +10,7 @@
 //!        inbound: what it pushes      peers: whom, how fast, what it has; one session serves
 //!                   |                 claims: which member serves whom, shared by the group
 //!                   |                 topic: what is new, to all live sessions
+//!                   |                 admission: who may read and push what, as the group decided
 //!                 Logs: read index first, then what is held; pushes are proposed to the group
 //! ```
 //!
@@ -20,11 +21,15 @@
 //! - A peer that is behind is sent chunks, each announced in full, and nothing live.
 //! - A session never waits with reading for what it reads to be committed.
 //! - Without a quorum nobody is served.
+//! - Nobody is served what the group has not admitted them to, and a stranger is remembered only
+//!   as a request.
 
+mod admission;
 mod backoff;
 mod claims;
 mod discover;
 mod doors;
+mod entrance;
 mod gossips;
 mod inbound;
 mod keeper;
@@ -46,12 +51,13 @@ use std::{
 use futures_util::StreamExt;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
-    time::{sleep, timeout},
+    time::sleep,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use zeroize::Zeroizing;
 
 use self::{
+    admission::Admissions,
     claims::Claims,
     discover::Infos,
     doors::Doors,
@@ -64,21 +70,15 @@ pub use self::{
     status::{PeerState, PeerStatus, SyncStatus},
 };
 use super::{
-    client::{self, Admit, Denied, ServeLimits},
-    protocol::SyncError,
-    session::Role,
+    outsiders::Outsiders,
     ticket::LogTicket,
-    wire::{Connection, Knock, Service, Wire, WireOptions},
+    wire::{Wire, WireOptions},
 };
 use crate::{
     identity::{PeerAddr, PeerId},
     log_store::{Line, Logs, Topic},
 };
 
-/// Strangers that shake hands at once.
-const KNOCKS_MAX: usize = 64;
-/// For a stranger to say what it wants.
-const KNOCK_MAX: Duration = Duration::from_secs(10);
 /// Peers that are dialled again and again, each in each of its topics.
 const KEPT_MAX: usize = 8_192;
 /// Peers that are dialled at the same time; the others wait.
@@ -86,6 +86,8 @@ const DIALS_MAX: usize = 64;
 /// Peers that are asked again at each interval, chosen at random, and at the same time.
 const ASKED_MAX: usize = 64;
 const ASKED_AT_ONCE: usize = 8;
+/// Why a session more is turned away.
+const FULL: &str = "as many sessions as there may be are open";
 /// Between two looks at which topics are open.
 const TOPICS_PAUSE: Duration = Duration::from_millis(100);
 
@@ -99,14 +101,15 @@ const TOPICS_PAUSE: Duration = Duration::from_millis(100);
 /// use quorate::{
 ///     GroupKey, Node,
 ///     log_store::{Line, LogStore, Topic},
-///     sync::SyncOptions,
+///     sync::{Admission, Outsiders, SyncOptions},
 /// };
 ///
 /// # #[tokio::main]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let node = Node::in_memory().bind_loopback().open().await?;
 /// let logs = node.create(GroupKey::generate(), LogStore::new()).await?.logs();
-/// logs.open_topic(Topic::named("cats"), Line::V07).await?;
+/// let outsiders = Outsiders::of(&logs);
+/// outsiders.open_topic(Topic::named("cats"), Line::V07, Admission::everyone()).await?;
 ///
 /// let options = SyncOptions { bind: vec!["127.0.0.1:0".parse()?], ..SyncOptions::default() };
 /// let sync = node.serve_sync(&logs, options).await?;
@@ -139,6 +142,7 @@ struct Shared {
     claims: Claims,
     doors: Doors,
     gossips: Arc<Gossips>,
+    admissions: Arc<Admissions>,
     infos: Infos,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -181,6 +185,7 @@ impl Sync {
             claims: Claims::default(),
             doors: Doors::default(),
             gossips: Arc::default(),
+            admissions: Arc::default(),
             infos: Infos::default(),
             kept: Arc::new(Semaphore::new(KEPT_MAX)),
             dials: Semaphore::new(DIALS_MAX),
@@ -188,12 +193,17 @@ impl Sync {
             tasks: TaskTracker::new(),
             wire,
         });
+        // Before anybody knocks; where it fails, nobody is let in until it does not.
+        if let Err(error) = shared.look_at_admissions() {
+            tracing::warn!(%error, "who may be served cannot be read");
+        }
         shared.look_at_topics();
+        shared.run(admission::watch(Arc::clone(&shared)));
         shared.run(watch_quorum(Arc::clone(&shared)));
         shared.run(watch_topics(Arc::clone(&shared)));
         shared.run(claims::watch(Arc::clone(&shared)));
         shared.run(doors::beat(Arc::clone(&shared)));
-        shared.run(accept(Arc::clone(&shared)));
+        shared.run(entrance::accept(Arc::clone(&shared)));
         shared.run(ask_again(Arc::clone(&shared)));
         let sync = Self { shared };
         for peer in sync.shared.options.peers.clone() {
@@ -214,6 +224,12 @@ impl Sync {
         self.shared.wire.addr()
     }
 
+    /// Who of the peers that are no members may do what, and who has asked.
+    #[must_use]
+    pub fn outsiders(&self) -> Outsiders {
+        Outsiders::of(&self.shared.logs)
+    }
+
     /// A ticket to all open topics at this member, and at every other one whose door it has heard
     /// of.
     #[must_use]
@@ -224,8 +240,8 @@ impl Sync {
         LogTicket::new(network, self.shared.open_topics(), members)
     }
 
-    /// Looks for a peer, in every open topic, until it is found: it is dialled, and dialled again
-    /// with growing pauses of up to a minute.
+    /// Looks for a peer, in every open topic that admits it, until it is found: it is dialled, and
+    /// dialled again with growing pauses of up to a minute.
     pub fn add_peer(&self, addr: PeerAddr) {
         let shared = &self.shared;
         if !shared.learn(&addr, Rank::Wanted) {
@@ -233,7 +249,7 @@ impl Sync {
             return;
         }
         let mut lines = Vec::new();
-        for (topic, line) in shared.open_topics() {
+        for (topic, line) in shared.topics_told(addr.peer) {
             shared.keep(addr.peer, topic);
             if !lines.contains(&line) {
                 lines.push(line);
@@ -336,9 +352,10 @@ impl Shared {
         learnt
     }
 
-    /// Sees to it that a peer is served in a topic, from now on.
+    /// Sees to it that a peer is served in a topic, from now on, if it may be.
     fn keep(self: &Arc<Self>, peer: PeerId, topic: Topic) {
-        if peer == self.wire.id() || self.doors.is_door(peer) {
+        let rights = self.admissions.verdict(peer, topic).rights;
+        if peer == self.wire.id() || self.doors.is_door(peer) || !rights.any() {
             return;
         }
         let fresh = self.peers.with(peer, topic, |it| {
@@ -369,124 +386,6 @@ impl Shared {
         let all = Arc::clone(&self.sessions).try_acquire_owned().ok()?;
         let counted = self.peers.count(peer, self.options.sessions_of_peer_max)?;
         Some((all, counted))
-    }
-
-    async fn admit(
-        self: &Arc<Self>,
-        knock: Knock,
-        room: OwnedSemaphorePermit,
-    ) -> Result<(), SyncError> {
-        let shaking = timeout(KNOCK_MAX, knock.accept()).await;
-        let (service, connection) = shaking
-            .map_err(|_| SyncError::unexpected("the handshake took too long"))?
-            .map_err(SyncError::unexpected)?;
-        match service {
-            Service::Sync => self.serve(&connection).await,
-            Service::Discovery => discover::answer(self, &connection).await,
-            Service::Client => self.serve_client(&connection).await,
-            Service::Gossip => {
-                // The overlay has it now, and takes no more of the door than its place.
-                drop(room);
-                match self.gossips.place(connection.remote()) {
-                    Some(_place) => drop(connection.closed().await),
-                    None => connection.close("as many neighbours as there may be are there"),
-                }
-                Ok(())
-            }
-        }
-    }
-
-    /// Serves our own client, which has back-pressure and needs no chunks.
-    async fn serve_client(self: &Arc<Self>, connection: &Connection) -> Result<(), SyncError> {
-        let Some(_room) = self.room(connection.remote()) else {
-            connection.close("as many sessions as there may be are open");
-            return Err(SyncError::critical(
-                "as many sessions as there may be are open",
-            ));
-        };
-        let limits = ServeLimits::default();
-        let stream = timeout(limits.request_within, connection.accept_bytes()).await;
-        let stream = stream
-            .map_err(|_| SyncError::unexpected("nothing was asked for in time"))?
-            .map_err(SyncError::unexpected)?;
-        connection.admit();
-        let shared = Arc::clone(self);
-        let admit: Admit = Arc::new(move |topic, _| match shared.feed(topic) {
-            Some(_) => Ok(shared.logs.clone()),
-            None => Err(Denied::UnknownTopic),
-        });
-        let served = client::serve_logs(stream, &admit, &limits);
-        let mut serving = self.serving.subscribe();
-        let no_quorum = async {
-            let _ = serving.wait_for(|it| !it).await;
-        };
-        tokio::select! {
-            served = served => {
-                // The last words are on their way: the client closes when it has them.
-                let _ = timeout(KNOCK_MAX, connection.closed()).await;
-                served.map_err(SyncError::unexpected)
-            }
-            () = no_quorum => {
-                connection.close("no quorum is reached here");
-                Ok(())
-            }
-        }
-    }
-
-    async fn serve(self: &Arc<Self>, connection: &Connection) -> Result<(), SyncError> {
-        let peer = connection.remote();
-        if self.doors.is_door(peer) {
-            // Members have the same logs by themselves.
-            connection.close("not served");
-            return Ok(());
-        }
-        let Some((_all, _counted)) = self.room(peer) else {
-            connection.close("as many sessions as there may be are open");
-            return Err(SyncError::critical(
-                "as many sessions as there may be are open",
-            ));
-        };
-        let served = |line, topic| self.feed(topic).is_some_and(|it| it.line == line);
-        let asked = shake::answer(connection, served).await;
-        let Ok((line, topic)) = asked else {
-            connection.close("not served");
-            return asked.map(drop);
-        };
-        let Some(feed) = self.feed(topic) else {
-            connection.close("not served");
-            return Ok(());
-        };
-        self.learn(&connection.remote_addr(), Rank::Met);
-        let claimed = self.claim(peer, topic, line).await;
-        let agreed = session::Agreed {
-            peer,
-            topic,
-            line,
-            role: Role::Acceptor,
-            slot: claimed.then(|| self.peers.take(peer, topic)).flatten(),
-            feed,
-        };
-        let ended = session::run(self, connection, agreed).await;
-        tracing::debug!(peer = %peer.short(), %topic, ?ended, "a session that came in has ended");
-        self.keep(peer, topic);
-        ended.map(drop)
-    }
-}
-
-async fn accept(shared: Arc<Shared>) {
-    let knocks = Arc::new(Semaphore::new(KNOCKS_MAX + shared.options.sessions_max));
-    while let Some(knock) = shared.wire.accept().await {
-        let room = Arc::clone(&knocks).try_acquire_owned();
-        let (true, Ok(room)) = (*shared.serving.borrow(), room) else {
-            knock.refuse();
-            continue;
-        };
-        let admitting = Arc::clone(&shared);
-        shared.run(async move {
-            if let Err(error) = admitting.admit(knock, room).await {
-                tracing::debug!(%error, "a peer that came in was not served");
-            }
-        });
     }
 }
 

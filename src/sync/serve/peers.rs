@@ -287,6 +287,29 @@ impl Peers {
         })
     }
 
+    /// What a peer said last that it holds.
+    pub(super) fn theirs(&self, peer: PeerId, topic: Topic) -> Heights {
+        let theirs = self.with(peer, topic, |it| it.theirs.clone());
+        theirs.unwrap_or_default()
+    }
+
+    /// An operation came from a peer that may not push.
+    pub(super) fn turned_away(&self, peer: PeerId, topic: Topic, why: &str) {
+        self.with(peer, topic, |it| {
+            it.told.received += 1;
+            it.told.refused += 1;
+            it.told.last_error = Some(why.to_owned());
+        });
+    }
+
+    /// Notes a `Have` of a peer that is sent nothing.
+    pub(super) fn heard(&self, peer: PeerId, topic: Topic, line: Line, theirs: &Heights) {
+        self.with(peer, topic, |it| {
+            it.theirs.clone_from(theirs);
+            it.told.line = Some(line);
+        });
+    }
+
     /// What we say that we hold: the group's heights, but for logs that this peer would otherwise
     /// send for ever, those that it has itself.
     pub(super) fn have(&self, peer: PeerId, topic: Topic, ours: &Heights) -> Heights {

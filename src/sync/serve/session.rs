@@ -15,6 +15,7 @@ use tokio::{
 
 use super::{
     Shared,
+    admission::{Admitted, shown},
     inbound::Inbound,
     peers::{Job, Slot},
     topic::{Feed, News},
@@ -25,6 +26,7 @@ use crate::{
     net::WireError,
     sync::{
         codec::Limits,
+        outsiders::Rights,
         protocol::SyncError,
         session::{Event, Plan, Role, Session},
         wire::{Connection, Recv, Send},
@@ -47,6 +49,8 @@ const PAGE_BYTES: usize = 256 * 1024;
 const LIVE_MAX: u32 = 32;
 /// Before a live peer whose operations were not all taken is met again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// What the status says of operations of a peer that may not push.
+const NOT_PUSHED: &str = "it may read this topic and not push: what it sent was not taken";
 /// Ids of operations that came from the peer lately, which are not sent back to it.
 const CAME_FROM_MAX: usize = 4_096;
 
@@ -76,6 +80,8 @@ pub(super) struct Agreed {
     /// None for a surplus session.
     pub(super) slot: Option<Slot>,
     pub(super) feed: Feed,
+    /// What the peer may do; the session ends when that changes.
+    pub(super) admitted: Admitted,
 }
 
 /// Runs the session on the second stream, and closes the connection.
@@ -123,6 +129,10 @@ struct Running<'a> {
     inbound: Option<Inbound>,
     live: Option<broadcast::Receiver<News>>,
     ours: Heights,
+    /// What the peer holds, where that decides what it is told.
+    theirs: Option<Heights>,
+    /// Whether it has tried to push, and may not.
+    asked: bool,
     plan: Plan,
     /// Where the plan stands: which range, and behind which sequence number.
     at: (usize, Option<u32>),
@@ -175,6 +185,8 @@ impl<'a> Running<'a> {
             live: Some(agreed.feed.subscribe()),
             agreed,
             ours: Heights::new(),
+            theirs: None,
+            asked: false,
             plan: Plan::default(),
             at: (0, None),
             given: 0,
@@ -190,7 +202,7 @@ impl<'a> Running<'a> {
 
     async fn drive(&mut self) -> Result<End, SyncError> {
         let mut serving = self.shared.serving.subscribe();
-        let over = self.agreed.feed.over.clone();
+        let over = self.agreed.admitted.over.clone();
         let told = self.inbound.as_ref().map(|it| Arc::clone(it.told()));
         loop {
             if let Some(end) = self.advance().await? {
@@ -208,8 +220,7 @@ impl<'a> Running<'a> {
                 self.finish_when_sent = false;
                 self.send.finish();
             }
-            let listens =
-                self.step == Step::Live && self.lives < LIVE_MAX && self.session.wants_live();
+            let listens = self.listens();
             let (ask_at, asks) = (self.ask_at.unwrap_or(self.deadline), self.ask_at.is_some());
             let timed = self.is_timed();
             let retries = self.step == Step::Live && !asks;
@@ -256,13 +267,8 @@ impl<'a> Running<'a> {
                 return Ok(Some(end));
             }
         }
-        if self.session.wants_have() {
-            let Agreed { peer, topic, .. } = self.agreed;
-            let logs = &self.shared.logs;
-            let ours = logs.heights_confirmed(topic, READ_INDEX_MAX).await;
-            self.ours = ours.map_err(SyncError::critical)?;
-            let have = self.shared.peers.have(peer, topic, &self.ours);
-            self.session.our_have(have)?;
+        if self.session.wants_have() && !self.say_have().await? {
+            return Ok(Some(End::Stopped));
         }
         if self.session.wants_plan() {
             self.session.plan(self.plan.operations, self.plan.bytes)?;
@@ -313,10 +319,41 @@ impl<'a> Running<'a> {
         }
     }
 
+    /// Says what we hold, as far as the peer may know. False if what it may do has changed.
+    async fn say_have(&mut self) -> Result<bool, SyncError> {
+        let Agreed { peer, topic, .. } = self.agreed;
+        let logs = &self.shared.logs;
+        let ours = logs.heights_confirmed(topic, READ_INDEX_MAX).await;
+        self.ours = ours.map_err(SyncError::critical)?;
+        // What was decided before that is applied here by now.
+        let looked = self.shared.look_at_admissions();
+        looked.map_err(SyncError::critical)?;
+        let Admitted { rights, over, .. } = &self.agreed.admitted;
+        if over.is_cancelled() {
+            return Ok(false);
+        }
+        let have = self.shared.peers.have(peer, topic, &self.ours);
+        let have = match &self.theirs {
+            Some(theirs) => shown(*rights, have, theirs),
+            None => shown(*rights, have, &self.shared.peers.theirs(peer, topic)),
+        };
+        self.session.our_have(have)?;
+        Ok(true)
+    }
+
+    /// Whether the peer is to hear what is new.
+    fn listens(&self) -> bool {
+        let live = self.step == Step::Live && self.lives < LIVE_MAX;
+        live && self.agreed.admitted.rights.read && self.session.wants_live()
+    }
+
     async fn decide(&mut self, theirs: Heights) -> Result<(), SyncError> {
         let Agreed {
             peer, topic, line, ..
         } = self.agreed;
+        if self.agreed.admitted.rights != Rights::ALL {
+            self.theirs = Some(theirs.clone());
+        }
         if self.agreed.slot.is_none() {
             self.step = Step::Surplus;
             return Ok(());
@@ -326,11 +363,16 @@ impl<'a> Running<'a> {
             self.shared
                 .peers
                 .with(peer, topic, |it| it.theirs.clone_from(&theirs));
-            let logs = &self.shared.logs;
-            let ours = logs.heights_confirmed(topic, READ_INDEX_MAX).await;
-            self.ours = ours.map_err(SyncError::critical)?;
-            let have = self.shared.peers.have(peer, topic, &self.ours);
-            self.session.our_have(have)?;
+            if !self.say_have().await? {
+                // The token of its rights is cancelled: the session is about to stop.
+                return Ok(());
+            }
+        }
+        if !self.agreed.admitted.rights.read {
+            // It is sent nothing; what it pushes is taken for as long as it likes.
+            self.shared.peers.heard(peer, topic, line, &theirs);
+            self.step = Step::Live;
+            return Ok(());
         }
         let (shared, ours) = (Arc::clone(self.shared), self.ours.clone());
         let deciding = tokio::task::spawn_blocking(move || {
@@ -388,9 +430,20 @@ impl<'a> Running<'a> {
         Ok(())
     }
 
-    fn take(&self, header: Bytes, body: Option<Bytes>) {
-        if let Some(inbound) = &self.inbound {
-            inbound.take(header, body);
+    fn take(&mut self, header: Bytes, body: Option<Bytes>) {
+        if self.agreed.admitted.rights.push {
+            if let Some(inbound) = &self.inbound {
+                inbound.take(header, body);
+            }
+            return;
+        }
+        let Agreed {
+            peer, topic, line, ..
+        } = self.agreed;
+        self.shared.peers.turned_away(peer, topic, NOT_PUSHED);
+        if !std::mem::replace(&mut self.asked, true) {
+            let addr = self.shared.peers.addr(peer);
+            self.shared.ask_for(addr, (topic, line), Rights::PUSH);
         }
     }
 

@@ -6,6 +6,7 @@ use super::{Shared, claims::Claimed};
 use crate::{
     identity::PeerId,
     log_store::{Line, Topic},
+    sync::outsiders::Rights,
 };
 
 /// How a member serves outsiders, at one moment.
@@ -28,6 +29,9 @@ pub struct PeerStatus {
     pub peer: PeerId,
     /// The topic.
     pub topic: Topic,
+    /// What it may do there. One that may not push is told that its own logs are held as far as it
+    /// has them itself, or it would send them for ever.
+    pub rights: Rights,
     /// The line in which it speaks; none before its first session.
     pub line: Option<Line>,
     /// The node that serves it, which may be another member's; none while nobody does.
@@ -96,6 +100,7 @@ impl Shared {
                 peers.push(PeerStatus {
                     peer,
                     topic,
+                    rights: self.admissions.verdict(peer, topic).rights,
                     line: Some(line),
                     server,
                     state: match self.is_served_elsewhere(peer) {
@@ -124,6 +129,7 @@ impl Shared {
             peers.push(PeerStatus {
                 peer,
                 topic,
+                rights: self.admissions.verdict(peer, topic).rights,
                 line: told.line,
                 server: self.claims.server(peer),
                 state: match (served.is_taken(), told.live) {

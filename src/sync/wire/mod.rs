@@ -254,12 +254,16 @@ pub(crate) struct Knock {
 }
 
 impl Knock {
-    /// Completes the handshake. A peer that wants to gossip is handed to gossip: then there is
-    /// nothing left to do with the connection but to count it.
+    /// Completes the handshake, and turns away whom `is_welcome` does not know. A peer that wants to
+    /// gossip is handed to gossip: then there is nothing left to do with the connection but to
+    /// count it.
     ///
     /// # Errors
-    /// The peer left, or speaks none of our protocols.
-    pub(crate) async fn accept(self) -> Result<(Service, Connection), WireError> {
+    /// The peer left, speaks none of our protocols, or is not welcome.
+    pub(crate) async fn accept(
+        self,
+        is_welcome: impl FnOnce(PeerId) -> bool,
+    ) -> Result<(Service, Connection), WireError> {
         let inner = &self.wire.0;
         let mut accepting = self
             .incoming
@@ -272,6 +276,10 @@ impl Knock {
             connection.close(VarInt::from_u32(0), b"unknown protocol");
             return Err(WireError::new("a protocol that is not mounted"));
         };
+        if !is_welcome(PeerId::from_bytes(*connection.remote_id().as_bytes())) {
+            connection.close(VarInt::from_u32(0), b"not served");
+            return Err(WireError::new("no topic is served to this peer"));
+        }
         match service {
             Service::Gossip => {
                 connection.set_max_concurrent_bi_streams(VarInt::from_u32(0));

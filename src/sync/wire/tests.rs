@@ -49,7 +49,7 @@ async fn a_peer_that_came_in_is_dialled_back_by_its_bare_id() {
         tokio::join!(
             async {
                 let knock = us.accept().await.expect("we are open");
-                knock.accept().await.expect("they stay")
+                knock.accept(|_| true).await.expect("they stay")
             },
             peer.dial(&addr, Service::Sync),
         )
@@ -72,7 +72,13 @@ async fn a_peer_that_came_in_is_dialled_back_by_its_bare_id() {
         let bare = PeerAddr::new(peer.id(), []);
         let (knocked, back) = soon("we dial back", async {
             tokio::join!(
-                async { peer.accept().await.expect("they are open").accept().await },
+                async {
+                    peer.accept()
+                        .await
+                        .expect("they are open")
+                        .accept(|_| true)
+                        .await
+                },
                 us.dial(&bare, Service::Sync),
             )
         })
@@ -90,7 +96,7 @@ async fn two_that_join_one_overlay_become_neighbours() {
     let (us, peer) = (wire(3).await, wire(4).await);
     let accepting = |wire: Wire| async move {
         while let Some(knock) = wire.accept().await {
-            let _ = knock.accept().await;
+            let _ = knock.accept(|_| true).await;
         }
     };
     let tasks = [
@@ -135,7 +141,13 @@ async fn another_network_finds_no_one() {
     let addr = us.addr();
     let (knocked, dialled) = soon("the refusal", async {
         tokio::join!(
-            async { us.accept().await.expect("we are open").accept().await },
+            async {
+                us.accept()
+                    .await
+                    .expect("we are open")
+                    .accept(|_| true)
+                    .await
+            },
             stranger.dial(&addr, Service::Sync),
         )
     })

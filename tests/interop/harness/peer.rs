@@ -8,7 +8,7 @@ use quorate::{
     PeerAddr, PeerId,
     config::Config,
     log_store::{AuthorKey, Draft, Line, LogStore, Logs, Operation, Topic},
-    sync::{Sync, SyncOptions},
+    sync::{Admission, Outsiders, Sync, SyncOptions},
 };
 use tempfile::TempDir;
 
@@ -40,8 +40,13 @@ pub(crate) enum Dials {
 }
 
 impl Group {
-    /// Members in memory, all of which serve.
+    /// Members in memory, all of which serve everybody.
     pub(crate) async fn of(count: usize, line: Line) -> Self {
+        Self::admitting(count, line, Admission::everyone()).await
+    }
+
+    /// Members in memory, all of which serve whom the topic admits.
+    pub(crate) async fn admitting(count: usize, line: Line, admission: Admission) -> Self {
         let config = Config::default();
         let members = cluster::group_at(vec![cluster::Place::MEMORY; count], &config);
         let topic = Topic::from_bytes(rand::random());
@@ -49,7 +54,9 @@ impl Group {
         for member in members.await {
             let logs = Logs::new(member.group.clone());
             if serving.is_empty() {
-                logs.open_topic(topic, line).await.expect("the topic opens");
+                let outsiders = Outsiders::of(&logs);
+                let opened = outsiders.open_topic(topic, line, admission.clone());
+                opened.await.expect("the topic opens");
             }
             let options = SyncOptions {
                 bind: vec![SocketAddr::from(([127, 0, 0, 1], 0))],

@@ -1,0 +1,192 @@
+//! Whoever knocks: the handshake, what they want, whether they may, and the session.
+//!
+//! A stranger costs a place among those that knock, for some seconds, and nothing that stays: no
+//! entry in the table of peers, no place of a session, no claim. It is remembered as a request, if
+//! the topic has room for one.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+
+use super::{
+    FULL, Shared, admission::Admitted, discover, peers::Counted, peers::Rank, session, shake,
+};
+use crate::sync::{
+    client::{self, Admit, Denied, ServeLimits},
+    outsiders::Rights,
+    protocol::SyncError,
+    session::Role,
+    wire::{Connection, Knock, Service},
+};
+
+/// Strangers that shake hands at once.
+const KNOCKS_MAX: usize = 64;
+/// For a stranger to say what it wants.
+const KNOCK_MAX: Duration = Duration::from_secs(10);
+
+/// Lets in whom it may, until the door closes.
+pub(super) async fn accept(shared: Arc<Shared>) {
+    let knocks = Arc::new(Semaphore::new(KNOCKS_MAX + shared.options.sessions_max));
+    while let Some(knock) = shared.wire.accept().await {
+        let room = Arc::clone(&knocks).try_acquire_owned();
+        let (true, Ok(room)) = (*shared.serving.borrow(), room) else {
+            knock.refuse();
+            continue;
+        };
+        let admitting = Arc::clone(&shared);
+        shared.run(async move {
+            if let Err(error) = admitting.admit(knock, room).await {
+                tracing::debug!(%error, "a peer that came in was not served");
+            }
+        });
+    }
+}
+
+/// What a session of our own client holds while it lasts.
+struct ClientPlace {
+    _all: OwnedSemaphorePermit,
+    _counted: Counted,
+    _admitted: Admitted,
+}
+
+impl Shared {
+    async fn admit(
+        self: &Arc<Self>,
+        knock: Knock,
+        room: OwnedSemaphorePermit,
+    ) -> Result<(), SyncError> {
+        let shaking = timeout(KNOCK_MAX, knock.accept(|peer| self.is_welcome(peer))).await;
+        let (service, connection) = shaking
+            .map_err(|_| SyncError::unexpected("the handshake took too long"))?
+            .map_err(SyncError::unexpected)?;
+        match service {
+            Service::Sync => self.serve(&connection).await,
+            Service::Discovery => discover::answer(self, &connection).await,
+            Service::Client => self.serve_client(&connection).await,
+            Service::Gossip => {
+                // The overlay has it now, and takes no more of the door than its place.
+                drop(room);
+                self.neighbour(&connection).await;
+                Ok(())
+            }
+        }
+    }
+
+    /// Leaves the overlays a connection for as long as the peer may know of any topic.
+    async fn neighbour(self: &Arc<Self>, connection: &Connection) {
+        let peer = connection.remote();
+        let Some(_place) = self.gossips.place(peer) else {
+            return connection.close("as many neighbours as there may be are there");
+        };
+        let mut changes = self.admissions.changes();
+        tokio::select! {
+            _ = connection.closed() => {}
+            _ = changes.wait_for(|_| !self.is_welcome(peer)) => {
+                connection.close("not served any more");
+            }
+        }
+    }
+
+    /// Serves our own client, which has back-pressure and needs no chunks.
+    async fn serve_client(self: &Arc<Self>, connection: &Connection) -> Result<(), SyncError> {
+        let limits = ServeLimits::default();
+        let stream = timeout(limits.request_within, connection.accept_bytes()).await;
+        let stream = stream
+            .map_err(|_| SyncError::unexpected("nothing was asked for in time"))?
+            .map_err(SyncError::unexpected)?;
+        self.confirm_admissions().await;
+        let over = self.stop.child_token();
+        let place = Arc::<Mutex<Option<ClientPlace>>>::default();
+        let (shared, ending, client) = (Arc::clone(self), over.clone(), connection.clone());
+        let held = Arc::clone(&place);
+        let admit: Admit = Arc::new(move |topic, access| {
+            let addr = client.remote_addr();
+            let admitted = shared.admit_client(&addr, topic, access, &ending)?;
+            let (all, counted) = shared.room(addr.peer).ok_or(Denied::OverQuota)?;
+            client.admit();
+            let taken = ClientPlace {
+                _all: all,
+                _counted: counted,
+                _admitted: admitted,
+            };
+            *held.lock().unwrap_or_else(PoisonError::into_inner) = Some(taken);
+            Ok(shared.logs.clone())
+        });
+        let served = client::serve_logs(stream, &admit, &limits);
+        let mut serving = self.serving.subscribe();
+        let no_quorum = async {
+            let _ = serving.wait_for(|it| !it).await;
+        };
+        tokio::select! {
+            served = served => {
+                // The last words are on their way: the client closes when it has them.
+                let _ = timeout(KNOCK_MAX, connection.closed()).await;
+                served.map_err(SyncError::unexpected)
+            }
+            () = no_quorum => {
+                connection.close("no quorum is reached here");
+                Ok(())
+            }
+            () = over.cancelled() => {
+                connection.close("what it may do was changed");
+                Ok(())
+            }
+        }
+    }
+
+    async fn serve(self: &Arc<Self>, connection: &Connection) -> Result<(), SyncError> {
+        let peer = connection.remote();
+        if self.doors.is_door(peer) {
+            // Members have the same logs by themselves.
+            connection.close("not served");
+            return Ok(());
+        }
+        let told = |topic| self.admissions.verdict(peer, topic);
+        let served = |line, topic| {
+            let open = self.feed(topic).is_some_and(|it| it.line == line);
+            open && told(topic).is_told()
+        };
+        let asked = shake::answer(connection, served).await;
+        let Ok((line, topic)) = asked else {
+            connection.close("not served");
+            return asked.map(drop);
+        };
+        let Some(feed) = self.feed(topic) else {
+            connection.close("not served");
+            return Ok(());
+        };
+        if !told(topic).rights.read {
+            self.ask_for(connection.remote_addr(), (topic, line), Rights::ALL);
+        }
+        let over = feed.over.child_token();
+        let Some(admitted) = self.admissions.admit(peer, topic, over) else {
+            connection.close("asked for, and not let in yet");
+            return Err(SyncError::unexpected("it asked to be let in"));
+        };
+        let Some((_all, _counted)) = self.room(peer) else {
+            connection.close(FULL);
+            return Err(SyncError::critical(FULL));
+        };
+        self.learn(&connection.remote_addr(), Rank::Met);
+        let claimed = self.claim(peer, topic, line).await;
+        let agreed = session::Agreed {
+            peer,
+            topic,
+            line,
+            role: Role::Acceptor,
+            slot: claimed.then(|| self.peers.take(peer, topic)).flatten(),
+            feed,
+            admitted,
+        };
+        let ended = session::run(self, connection, agreed).await;
+        tracing::debug!(peer = %peer.short(), %topic, ?ended, "a session that came in has ended");
+        self.keep(peer, topic);
+        ended.map(drop)
+    }
+}

@@ -1,0 +1,5 @@
+//! Who of the peers that are no members reads what, and who pushes into it.
+
+mod ground;
+mod lists;
+mod requests;
