@@ -243,7 +243,8 @@ impl Node {
     }
 
     /// Opens this member's door for outsiders: from now on unmodified p2panda nodes sync the topics
-    /// that were opened to them ([`Outsiders`](crate::sync::Outsiders)) with it. Until then nothing listens for them, and nothing after [`Node::stop_sync`].
+    /// that were opened to them ([`Outsiders`](crate::sync::Outsiders)) with it. Until then nothing
+    /// listens for them, and nothing after [`Node::stop_sync`].
     ///
     /// The door has a port of its own and, derived from the node's, a key of its own. If it is
     /// open already, that one is given and `options` are without effect.

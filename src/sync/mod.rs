@@ -95,10 +95,12 @@
 //! let in, once for reading and once for pushing. A topic that was opened by
 //! [`Logs::open_topic`](crate::log_store::Logs::open_topic) alone is for the members.
 //!
-//! | | reads | does not read |
-//! |---|---|---|
-//! | **pushes** | a peer as any | what it sends is taken; it is sent nothing, and hears of what it names itself how much the group holds |
-//! | **does not push** | what it sends is discarded and counted, and it is told that its own logs are held as far as it has them, or it would send them for ever | is closed at the door; one that may ask is noted first |
+//! - One that may read and push is a peer as any.
+//! - One that may read and not push: what it sends is discarded and counted. It is told that its
+//!   own logs are held as far as it has them, or it would send them for ever.
+//! - One that may push and not read: what it sends is taken. It is sent nothing, and hears, of the
+//!   logs that it names itself, how much the group holds.
+//! - One that may neither is closed at the door; if it may ask, that is noted first.
 //!
 //! A peer is the key of its endpoint, which for a p2panda node is also the key it signs with. It
 //! may pass on what others wrote, so a list names whose connections are taken, not whose

@@ -32,7 +32,7 @@ use crate::{
 const PAUSE: Duration = Duration::from_millis(20);
 /// Requests that are being noted at once.
 const ASKING_MAX: usize = 8;
-/// Requests that this member notes in one go, and how often one more: knocks cost the group nothing.
+/// Requests that this member notes in one go, and how often one more: knocks cost the group little.
 const ASKS_BURST: u32 = 32;
 const ASKS_PAUSE: Duration = Duration::from_millis(500);
 /// For a quorum to note a request.

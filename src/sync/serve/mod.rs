@@ -33,6 +33,7 @@ mod entrance;
 mod gossips;
 mod inbound;
 mod keeper;
+mod lately;
 mod options;
 mod pacer;
 mod peers;

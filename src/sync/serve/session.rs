@@ -2,7 +2,6 @@
 //! log store on the other, the session's rules between them.
 
 use std::{
-    collections::{HashSet, VecDeque},
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, SystemTime},
 };
@@ -17,6 +16,7 @@ use super::{
     Shared,
     admission::{Admitted, shown},
     inbound::Inbound,
+    lately::Lately,
     peers::{Job, Slot},
     topic::{Feed, News},
 };
@@ -51,8 +51,6 @@ const LIVE_MAX: u32 = 32;
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// What the status says of operations of a peer that may not push.
 const NOT_PUSHED: &str = "it may read this topic and not push: what it sent was not taken";
-/// Ids of operations that came from the peer lately, which are not sent back to it.
-const CAME_FROM_MAX: usize = 4_096;
 
 /// How a session ended when nothing was wrong with it.
 #[derive(Debug, PartialEq, Eq)]
@@ -138,7 +136,7 @@ struct Running<'a> {
     at: (usize, Option<u32>),
     given: u64,
     step: Step,
-    came_from: (HashSet<OperationId>, VecDeque<OperationId>),
+    came_from: Lately,
     deadline: Instant,
     /// When a live peer is to be asked what it holds.
     ask_at: Option<Instant>,
@@ -191,7 +189,7 @@ impl<'a> Running<'a> {
             at: (0, None),
             given: 0,
             step: Step::Haves,
-            came_from: (HashSet::new(), VecDeque::new()),
+            came_from: Lately::default(),
             deadline: Instant::now() + HANDSHAKE_MAX,
             ask_at: None,
             finish_when_sent: false,
@@ -292,7 +290,7 @@ impl<'a> Running<'a> {
             Event::TheirPlan { .. } | Event::TheirDone => {}
             Event::Operation { header, body } | Event::Live { header, body } => {
                 let id = *blake3::hash(&header).as_bytes();
-                self.remember(OperationId::from_bytes(id));
+                self.came_from.remember(OperationId::from_bytes(id));
                 self.take(header, body);
             }
             Event::Closed | Event::Ended if self.step == Step::Live => {
@@ -463,9 +461,7 @@ impl<'a> Running<'a> {
         let operation = &news.operation;
         let ours = self.ours.get(&operation.author());
         let known = ours.and_then(|it| it.get(&operation.log_id()));
-        if known.is_some_and(|it| *it >= operation.seq())
-            || self.came_from.0.contains(&operation.id())
-        {
+        if known.is_some_and(|it| *it >= operation.seq()) || self.came_from.has(&operation.id()) {
             return Ok(());
         }
         self.sent += 1;
@@ -478,18 +474,6 @@ impl<'a> Running<'a> {
         }
         let body = operation.body().cloned();
         Ok(self.session.live(operation.header().clone(), body)?)
-    }
-
-    fn remember(&mut self, id: OperationId) {
-        let (known, order) = &mut self.came_from;
-        if known.insert(id) {
-            order.push_back(id);
-        }
-        if order.len() > CAME_FROM_MAX
-            && let Some(oldest) = order.pop_front()
-        {
-            known.remove(&oldest);
-        }
     }
 
     fn close(&mut self, step: Step) -> Result<(), SyncError> {

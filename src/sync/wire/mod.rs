@@ -254,9 +254,8 @@ pub(crate) struct Knock {
 }
 
 impl Knock {
-    /// Completes the handshake, and turns away whom `is_welcome` does not know. A peer that wants to
-    /// gossip is handed to gossip: then there is nothing left to do with the connection but to
-    /// count it.
+    /// Completes the handshake, and turns away who is not welcome. A peer that wants to gossip is
+    /// handed to gossip: then there is nothing left to do with the connection but to count it.
     ///
     /// # Errors
     /// The peer left, speaks none of our protocols, or is not welcome.
