@@ -37,6 +37,7 @@
 //!
 //! ```text
 //!  node       wires everything
+//!  streams/   messages of an application, published and delivered over the log store
 //!  sync/      the standard sync protocol, for peers that are no members
 //!  log_store/ append-only logs of signed operations, replicated
 //!  group/     execute, query, status: the typed handle
@@ -74,6 +75,7 @@ mod net;
 mod node;
 mod raft;
 mod storage;
+pub mod streams;
 pub mod sync;
 
 pub use crate::{

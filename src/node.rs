@@ -341,7 +341,9 @@ impl Node {
             counters: Arc::clone(&self.inner.counters),
         })?;
         let registry = self.inner.registry.clone();
-        Ok((Group::new(Arc::clone(&replica), views, registry), replica))
+        let secret = Arc::clone(&self.inner.secret);
+        let group = Group::new(Arc::clone(&replica), views, registry, secret);
+        Ok((group, replica))
     }
 
     /// Waits until the membership names this node, or something final stands in the way.

@@ -34,5 +34,7 @@ mod reads;
 mod restart;
 #[path = "behaviour/stored.rs"]
 mod stored;
+#[path = "behaviour/streams/mod.rs"]
+mod streams;
 #[path = "behaviour/writes.rs"]
 mod writes;

@@ -8,6 +8,8 @@ mod submit;
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use zeroize::Zeroizing;
+
 pub(crate) use self::registry::Registry;
 use self::submit::Submitter;
 pub use self::{
@@ -17,7 +19,7 @@ pub use self::{
 };
 use crate::{
     error::Cause,
-    identity::{GroupId, GroupTicket, MemberId, PeerId},
+    identity::{GroupId, GroupTicket, MemberId, NodeSecret, PeerId},
     machine::{Position, StateMachine, Views},
     mesh::Bonds,
     raft::{MembershipError, MembershipRefusal, Replica, Request},
@@ -68,16 +70,23 @@ pub struct Group<M: StateMachine> {
     views: Views<M>,
     submitter: Submitter,
     registry: Registry,
+    secret: Arc<NodeSecret>,
 }
 
 impl<M: StateMachine> Group<M> {
-    pub(crate) fn new(replica: Arc<Replica>, views: Views<M>, registry: Registry) -> Self {
+    pub(crate) fn new(
+        replica: Arc<Replica>,
+        views: Views<M>,
+        registry: Registry,
+        secret: Arc<NodeSecret>,
+    ) -> Self {
         let submitter = Submitter::start(Arc::clone(&replica));
         Self {
             replica,
             views,
             submitter,
             registry,
+            secret,
         }
     }
 
@@ -91,6 +100,12 @@ impl<M: StateMachine> Group<M> {
     #[must_use]
     pub fn member(&self) -> MemberId {
         self.replica.member()
+    }
+
+    /// A secret of this member for one purpose: derived from the node's, which is synced before it
+    /// is used, and from the member's id, which is never used twice.
+    pub(crate) fn member_secret(&self, purpose: &str) -> Zeroizing<[u8; 32]> {
+        self.secret.derive(purpose, &self.member().to_bytes())
     }
 
     /// A ticket with which another node can join. It holds the group's key: treat it as a password.
@@ -211,6 +226,7 @@ impl<M: StateMachine> Clone for Group<M> {
             views: self.views.clone(),
             submitter: self.submitter.clone(),
             registry: self.registry.clone(),
+            secret: Arc::clone(&self.secret),
         }
     }
 }

@@ -359,7 +359,7 @@ impl Door {
         let (mut carried, mut raw, mut bytes) = (Vec::new(), Vec::new(), 0);
         for at in wanted {
             let operation = &chunk.operations[at];
-            let more = length(operation) + OPERATION_OVERHEAD;
+            let more = weight(operation);
             if !raw.is_empty() && (bytes + more > max || raw.len() == APPEND_OPERATIONS_MAX) {
                 let (full, of) = (std::mem::take(&mut raw), std::mem::take(&mut carried));
                 sent.push(self.hand_in(of, full).await?);
@@ -539,7 +539,8 @@ fn fail(outcomes: &mut Outcomes, error: &LogError) {
     }
 }
 
-fn expand(runs: Vec<OutcomeRun>) -> impl Iterator<Item = Outcome> {
+/// What became of each, in their order.
+pub(super) fn expand(runs: Vec<OutcomeRun>) -> impl Iterator<Item = Outcome> {
     runs.into_iter().flat_map(|run| {
         (0..run.count()).map(move |offset| match run {
             OutcomeRun::Appended { number, .. } => Outcome::Appended {
@@ -551,6 +552,11 @@ fn expand(runs: Vec<OutcomeRun>) -> impl Iterator<Item = Outcome> {
             OutcomeRun::Refused(refused) => Outcome::Refused(refused.into()),
         })
     })
+}
+
+/// What an operation takes of a command, in bytes.
+pub(super) fn weight(operation: &Operation) -> usize {
+    length(operation) + OPERATION_OVERHEAD
 }
 
 impl From<ChainRefused> for Refusal {

@@ -16,6 +16,7 @@ use super::{
     error::{ChainRefused, LogRefused},
     ingest::InFlight,
     operation::{Author, Line, LogId, Operation, Topic},
+    publisher::Publishers,
     table::{self, Head, Held, OperationRecord, Place, TopicRecord},
 };
 use crate::machine::{Order, Position, Snapshot, SnapshotReader, StateMachine, Table, TableView};
@@ -56,6 +57,7 @@ const SWEEP_OPERATIONS: usize = 512;
 pub struct LogStore {
     table: Table,
     in_flight: Arc<InFlight>,
+    publishers: Arc<Publishers>,
     /// False if nothing waits to be swept; what it says follows from the table.
     sweeping: Sweeping,
 }
@@ -74,6 +76,7 @@ enum Sweeping {
 pub struct LogView {
     pub(super) table: TableView,
     pub(super) in_flight: Arc<InFlight>,
+    pub(super) publishers: Arc<Publishers>,
 }
 
 impl LogStore {
@@ -341,6 +344,7 @@ impl StateMachine for LogStore {
         LogView {
             table: self.table.view(),
             in_flight: Arc::clone(&self.in_flight),
+            publishers: Arc::clone(&self.publishers),
         }
     }
 

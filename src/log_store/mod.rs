@@ -10,6 +10,7 @@ mod machine;
 #[cfg(test)]
 mod mint;
 mod operation;
+mod publisher;
 mod reader;
 mod subscribe;
 mod table;
@@ -21,8 +22,9 @@ use futures_util::{Stream, StreamExt};
 
 pub(crate) use self::{
     error::NoteError,
+    publisher::Publisher,
     reader::{Note, Stored},
-    subscribe::{Committed, Quorate},
+    subscribe::{Commits, Committed, Quorate},
 };
 pub use self::{
     error::{ChainRefused, LogError, LogRefused, Outcome, Refusal},
@@ -35,9 +37,10 @@ pub use self::{
         Author, AuthorKey, BODY_BYTES_MAX, Draft, Field, HEADER_BYTES_MAX, Line, LogId, Operation,
         OperationId, ParseLineError, ParseNameError, Refused, Topic, verify_all,
     },
+    publisher::{PUBLISH_BYTES_MAX, PUBLISHES_MAX, PublishError, Published, Publishing},
     reader::Heights,
 };
-use self::{ingest::InFlight, reader::Limits};
+use self::{ingest::InFlight, publisher::Publishers, reader::Limits};
 use crate::{
     group::{ExecuteError, Group},
     machine::{Moment, TableView},
@@ -98,6 +101,7 @@ impl Group<LogStore> {
 pub struct Logs {
     group: Group<LogStore>,
     in_flight: Arc<InFlight>,
+    publishers: Arc<Publishers>,
 }
 
 /// An operation is in the store, on a quorum.
@@ -122,8 +126,12 @@ impl Logs {
     /// The logs of a group on this member.
     #[must_use]
     pub fn new(group: Group<LogStore>) -> Self {
-        let in_flight = group.view().1.in_flight;
-        Self { group, in_flight }
+        let view = group.view().1;
+        Self {
+            group,
+            in_flight: view.in_flight,
+            publishers: view.publishers,
+        }
     }
 
     /// The group that keeps them.
@@ -478,6 +486,27 @@ impl Logs {
             LogOutput::NotNoted(refused) => Err(NoteError::Refused(refused)),
             _ => Err(NoteError::Logs(LogError::Unknown)),
         }
+    }
+
+    /// One note, with everything that was acknowledged before this was called.
+    pub(crate) async fn note_confirmed(&self, name: Bytes) -> Result<Option<Note>, LogError> {
+        self.confirmed(self.group.query_timeout()).await?;
+        self.elsewhere(move |it| reader::note(it, &name)).await
+    }
+
+    /// One note, as far as this member knows.
+    pub(crate) fn note_local(&self, name: &[u8]) -> io::Result<Option<Note>> {
+        self.moment(|it| reader::note(it, name))
+    }
+
+    /// As [`Logs::subscribe`], for who wants to know how far it has looked.
+    pub(crate) fn commits(&self, topic: Topic, from: u64) -> Commits {
+        Commits::new(self.clone(), topic, from)
+    }
+
+    /// Writes one author's log of a topic: the same one for all who ask on this member.
+    pub(crate) fn publisher(&self, key: &AuthorKey, topic: Topic) -> Publisher {
+        Publisher::of(self, key, topic)
     }
 
     /// Tells when this member has applied more.

@@ -286,6 +286,20 @@ pub(super) fn notes(moment: &Moment<'_>, prefix: &[u8]) -> io::Result<Vec<Note>>
     Ok(found)
 }
 
+/// The note of this name.
+pub(super) fn note(moment: &Moment<'_>, name: &[u8]) -> io::Result<Option<Note>> {
+    let Some(record) = moment.get(&note::key(name))? else {
+        return Ok(None);
+    };
+    let (version, value) = note::decode(&record)?;
+    let name = Bytes::copy_from_slice(name);
+    Ok(Some(Note {
+        name,
+        value,
+        version,
+    }))
+}
+
 /// The last change of any note.
 pub(super) fn notes_changed(moment: &Moment<'_>) -> io::Result<Option<NoteVersion>> {
     let stats = moment.get(&note::STATS)?;

@@ -22,34 +22,45 @@ pub(super) fn subscribe(
     topic: Topic,
     from: u64,
 ) -> impl Stream<Item = Result<(u64, Operation), LogError>> + Send + 'static {
-    let start = Subscription {
-        logs,
-        topic,
-        page: CommitPage {
-            operations: VecDeque::new(),
-            next: from,
-        },
-    };
-    stream::unfold(Some(start), |state| async move {
+    stream::unfold(Some(Commits::new(logs, topic, from)), |state| async move {
         let mut state = state?;
-        Some(match state.next().await {
-            Ok(item) => (Ok(item), Some(state)),
-            Err(error) => (Err(error), None),
-        })
+        loop {
+            match state.next().await {
+                Ok(Some(item)) => return Some((Ok(item), Some(state))),
+                Ok(None) => {}
+                Err(error) => return Some((Err(error), None)),
+            }
+        }
     })
 }
 
-struct Subscription {
+/// The same, for who wants to know how far it has looked.
+pub(crate) struct Commits {
     logs: Logs,
     topic: Topic,
     page: CommitPage,
 }
 
-impl Subscription {
-    async fn next(&mut self) -> Result<(u64, Operation), LogError> {
+impl Commits {
+    pub(super) fn new(logs: Logs, topic: Topic, from: u64) -> Self {
+        let page = CommitPage {
+            operations: VecDeque::new(),
+            next: from,
+        };
+        Self { logs, topic, page }
+    }
+
+    /// All that is held below this number has been given.
+    pub(crate) fn position(&self) -> u64 {
+        let next = self.page.operations.front().map(|(number, _)| *number);
+        next.unwrap_or(self.page.next)
+    }
+
+    /// The next one; none where some numbers were passed that are pruned. Cancel-safe.
+    pub(crate) async fn next(&mut self) -> Result<Option<(u64, Operation)>, LogError> {
         loop {
             if let Some(item) = self.page.operations.pop_front() {
-                return Ok(item);
+                return Ok(Some(item));
             }
             // Before the look: what is applied behind it wakes the wait.
             let seen = self.logs.group.applied();
@@ -65,6 +76,9 @@ impl Subscription {
                 .logs
                 .elsewhere(move |it| reader::commits(it, topic, next, Limits::PAGE));
             self.page = page.await?;
+            if self.page.operations.is_empty() {
+                return Ok(None);
+            }
         }
     }
 }

@@ -33,7 +33,7 @@ impl Writer {
         Self::of(number, topic(), Line::V07)
     }
 
-    fn of(number: u8, topic: Topic, line: Line) -> Self {
+    pub(crate) fn of(number: u8, topic: Topic, line: Line) -> Self {
         Self {
             key: AuthorKey::from_bytes(&[number; 32]),
             topic,
