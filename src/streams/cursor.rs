@@ -315,7 +315,6 @@ pub(super) async fn forget(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{identity::GroupKey, log_store::LogStore, node::Node};
 
     #[test]
     fn the_bytes_of_version_1_stay_as_they_are() {
@@ -331,46 +330,6 @@ mod tests {
         assert_eq!(Record::decode(&bytes[..40]), None);
         assert_eq!(Record::decode(&[&bytes[..], &[0]].concat()), None);
         assert_eq!(Record::decode(&[&[2], &bytes[1..]].concat()), None);
-    }
-
-    async fn held(logs: &Logs) -> Held {
-        let name = CursorName::Named("reader".into());
-        let claimed = Held::claim(logs.clone(), Topic::named("t"), &name).await;
-        claimed.expect("a quorum of one")
-    }
-
-    #[tokio::test]
-    async fn only_the_newest_holder_writes() {
-        let node = Node::in_memory().bind_loopback().open().await;
-        let node = node.expect("it opens");
-        let group = node.create(GroupKey::generate(), LogStore::new()).await;
-        let logs = group.expect("founded").logs();
-        let mut former = held(&logs).await;
-        assert!(former.write(3).await.is_ok());
-        let mut newer = held(&logs).await;
-        assert_eq!(newer.cursor(), 3);
-        // It has not looked meanwhile.
-        let by = logs.group().member();
-        match former.write(9).await {
-            Err(NotWritten::Lost(why)) => assert_eq!(why, AckError::TakenOver { by }),
-            _ => panic!("it wrote what another one holds"),
-        }
-        assert!(newer.write(4).await.is_ok());
-        // A write of its own whose fate it has not learnt.
-        let record = Record {
-            cursor: 5,
-            ..newer.record
-        };
-        let (name, value) = (newer.note.clone(), Some(record.encode()));
-        logs.note(name, value, Expected::Any).await.expect("noted");
-        assert!(newer.write(6).await.is_ok());
-        assert_eq!(held(&logs).await.cursor(), 6);
-        logs.note(newer.note.clone(), None, Expected::Any)
-            .await
-            .expect("removed");
-        let lost = newer.write(7).await;
-        assert!(matches!(lost, Err(NotWritten::Lost(AckError::Forgotten))));
-        node.shutdown().await;
     }
 
     #[test]

@@ -133,6 +133,34 @@ async fn an_acknowledgement_that_comes_after_a_takeover_errs() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_acknowledgement_under_way_does_not_take_the_cursor_back() {
+    let (members, chats) = chat_of(3).await;
+    say(&chats[0], "one").await;
+    let mut late = 0;
+    for round in 0..60 {
+        let reader = StreamFrom::cursor(format!("reader {round}"));
+        let former = subscribed(&chats[round % 3], reader.clone(), Acknowledge::Explicit);
+        let mut former = former.await;
+        heard(&mut former).await.ack().expect("it is held");
+        let newer = &chats[(round + 1) % 3];
+        let (told, mut newer) = tokio::join!(
+            former.flush(),
+            subscribed(newer, reader, Acknowledge::Explicit)
+        );
+        late += usize::from(told.is_err());
+        // It begins behind what the former one was told, and nothing is taken from it.
+        say(&chats[0], "more").await;
+        let received = heard(&mut newer).await;
+        assert!(told.is_err() || received.number > 0, "it was acknowledged");
+        received.ack().expect("it is held");
+        let flushed = within("the group knows", newer.flush()).await;
+        assert_eq!(flushed, Ok(()), "round {round}");
+    }
+    println!("{late} of 60 came too late");
+    drop(members);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn acknowledgements_are_written_together() {
     let (members, chats) = chat_of(1).await;
     committed(say_many(&chats[0], texts("me", 1_000)).await).await;
