@@ -24,7 +24,6 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use self::quic::alpn;
 pub use self::{
     chain::{BadRun, RunFault},
     dial::{Dial, DialError, DialFuture, Dialled, MemberError, MemberFault},
@@ -35,4 +34,8 @@ pub use self::{
     quic::{LogServer, LogServerOptions, QuicDial, ServerError},
     server::{Access, Admit, ServeError, ServeLimits, serve_logs},
     status::{ClientWatch, PullStatus, PushStatus},
+};
+pub(crate) use self::{
+    quic::alpn,
+    server::{Meter, serve_metered},
 };

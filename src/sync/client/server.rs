@@ -79,7 +79,7 @@ pub type Admit = Arc<dyn Fn(Topic, Access) -> Result<Logs, Denied> + Send + Sync
 /// # Errors
 /// Why it ended early. The client has been told, where that was still possible.
 pub async fn serve_logs<R, W>(
-    (read, mut write): (R, W),
+    stream: (R, W),
     logs: &Admit,
     limits: &ServeLimits,
 ) -> Result<(), ServeError>
@@ -87,8 +87,25 @@ where
     R: AsyncRead + Unpin + Send,
     W: AsyncWrite + Unpin + Send,
 {
+    serve_metered(stream, logs, limits, None).await
+}
+
+/// Told how many operations and bytes a client has pushed, says how long it is to wait with more.
+pub(crate) type Meter = Arc<dyn Fn(usize, usize) -> Duration + Send + Sync>;
+
+/// As [`serve_logs`], for a client whose pushes are counted with those of others.
+pub(crate) async fn serve_metered<R, W>(
+    (read, mut write): (R, W),
+    logs: &Admit,
+    limits: &ServeLimits,
+    meter: Option<&Meter>,
+) -> Result<(), ServeError>
+where
+    R: AsyncRead + Unpin + Send,
+    W: AsyncWrite + Unpin + Send,
+{
     let mut reader = FrameReader::new(read, FRAME_MAX);
-    let served = session(&mut reader, &mut write, logs, limits).await;
+    let served = session(&mut reader, &mut write, (logs, meter), limits).await;
     if let Err(error) = &served
         && let Some((why, text)) = error.told()
     {
@@ -106,7 +123,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 async fn session<R, W>(
     reader: &mut FrameReader<R>,
     write: &mut W,
-    admit: &Admit,
+    (admit, meter): (&Admit, Option<&Meter>),
     limits: &ServeLimits,
 ) -> Result<(), ServeError>
 where
@@ -125,7 +142,7 @@ where
         }
         Some(Frame::Push { topic, line }) => {
             let logs = admit(topic, Access::Push).map_err(ServeError::denied)?;
-            push::serve(reader, write, logs, (topic, line), limits).await
+            push::serve(reader, write, logs, (topic, line), limits, meter).await
         }
         Some(other) => Err(ServeError::unexpected(other.name())),
     }

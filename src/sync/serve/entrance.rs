@@ -6,7 +6,7 @@
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -18,7 +18,7 @@ use super::{
     FULL, Shared, admission::Admitted, discover, peers::Counted, peers::Rank, session, shake,
 };
 use crate::sync::{
-    client::{self, Admit, Denied, ServeLimits},
+    client::{self, Admit, Denied, Meter, ServeLimits},
     outsiders::Rights,
     protocol::SyncError,
     session::Role,
@@ -118,7 +118,10 @@ impl Shared {
             *held.lock().unwrap_or_else(PoisonError::into_inner) = Some(taken);
             Ok(shared.logs.clone())
         });
-        let served = client::serve_logs(stream, &admit, &limits);
+        let quota = self.rates.of(connection.remote());
+        let meter: Meter =
+            Arc::new(move |operations, bytes| quota.spend(operations, bytes, Instant::now()));
+        let served = client::serve_metered(stream, &admit, &limits, Some(&meter));
         let mut serving = self.serving.subscribe();
         let no_quorum = async {
             let _ = serving.wait_for(|it| !it).await;

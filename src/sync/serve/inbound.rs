@@ -7,6 +7,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
+    time::Instant,
 };
 
 use bytes::Bytes;
@@ -15,12 +16,15 @@ use tokio::{
     task::JoinHandle,
 };
 
+use super::rate::Quota;
 use crate::log_store::{
     Author, ChainRefused, Line, LogError, Logs, Operation, Outcome, Refusal, Topic,
 };
 
 /// Operations that wait for their turn; with the bytes, what bounds a peer.
 const WAITING_MAX: usize = 16 * 1024;
+/// Logs of a session of which something was not taken; with more, nothing more is.
+const CUT_MAX: usize = 1_024;
 /// Operations proposed at once.
 const BATCH_MAX: usize = 1_024;
 
@@ -29,9 +33,19 @@ pub(super) struct Inbound {
     to: mpsc::Sender<Operation>,
     told: Arc<Told>,
     bytes_max: usize,
+    quota: Quota,
     line: Line,
     topic: Topic,
+    cut: Cut,
     task: JoinHandle<()>,
+}
+
+/// The logs of which something was not taken in this session: what follows there is a gap.
+#[derive(Default)]
+struct Cut {
+    authors: BTreeSet<Author>,
+    /// There are more than are remembered.
+    all: bool,
 }
 
 /// What has become of a session's operations so far.
@@ -60,22 +74,30 @@ pub(super) struct Wrong {
 }
 
 impl Inbound {
-    pub(super) fn start(logs: Logs, topic: Topic, line: Line, bytes_max: usize) -> Self {
+    pub(super) fn start(
+        logs: Logs,
+        (topic, line): (Topic, Line),
+        bytes_max: usize,
+        quota: Quota,
+    ) -> Self {
         let (to, from) = mpsc::channel(WAITING_MAX);
         let told = Arc::<Told>::default();
-        let task = tokio::spawn(propose(logs, topic, from, Arc::clone(&told)));
+        let task = propose(logs, topic, from, Arc::clone(&told), quota.clone());
+        let task = tokio::spawn(task);
         Self {
             to,
             told,
             bytes_max,
+            quota,
             line,
             topic,
+            cut: Cut::default(),
             task,
         }
     }
 
     /// Takes an operation in, or discards it: never waits.
-    pub(super) fn take(&self, header: Bytes, body: Option<Bytes>) {
+    pub(super) fn take(&mut self, header: Bytes, body: Option<Bytes>) {
         self.told.received.fetch_add(1, Relaxed);
         // The stream's buffers are large; an operation that waits must not hold them.
         let header = Bytes::copy_from_slice(&header);
@@ -87,17 +109,30 @@ impl Inbound {
         if operation.log_id() != self.topic.log_id() {
             return self.told.refuse(None, &ChainRefused::OtherLog);
         }
+        let author = operation.author();
+        if self.cut.has(author) || !self.has_taken(operation) {
+            self.cut.add(author);
+            self.told.not_taken(1);
+        }
+    }
+
+    /// Hands it to be proposed, if that is within the bounds of the session and of the peer.
+    fn has_taken(&self, operation: Operation) -> bool {
         let bytes = operation.bytes() as usize;
         let waiting = self.told.waiting_bytes.load(Relaxed);
         if waiting > 0 && waiting + bytes > self.bytes_max {
-            self.told.not_taken(1);
-            return;
+            return false;
+        }
+        if !self.quota.take(bytes, Instant::now()) {
+            return false;
         }
         self.told.waiting_bytes.fetch_add(bytes, Relaxed);
-        if self.to.try_send(operation).is_err() {
+        let handed = self.to.try_send(operation).is_ok();
+        if !handed {
             self.told.waiting_bytes.fetch_sub(bytes, Relaxed);
-            self.told.not_taken(1);
+            self.quota.done(bytes);
         }
+        handed
     }
 
     pub(super) fn told(&self) -> &Arc<Told> {
@@ -113,7 +148,27 @@ impl Inbound {
     }
 }
 
-async fn propose(logs: Logs, topic: Topic, mut from: mpsc::Receiver<Operation>, told: Arc<Told>) {
+impl Cut {
+    fn has(&self, author: Author) -> bool {
+        self.all || self.authors.contains(&author)
+    }
+
+    fn add(&mut self, author: Author) {
+        if self.authors.len() < CUT_MAX {
+            self.authors.insert(author);
+        } else {
+            self.all |= !self.authors.contains(&author);
+        }
+    }
+}
+
+async fn propose(
+    logs: Logs,
+    topic: Topic,
+    mut from: mpsc::Receiver<Operation>,
+    told: Arc<Told>,
+    quota: Quota,
+) {
     let mut batch = Vec::new();
     while from.recv_many(&mut batch, BATCH_MAX).await > 0 {
         let operations = std::mem::take(&mut batch);
@@ -128,6 +183,7 @@ async fn propose(logs: Logs, topic: Topic, mut from: mpsc::Receiver<Operation>, 
             Err(error) => told.not_known(authors.len(), &error),
         }
         told.waiting_bytes.fetch_sub(bytes as usize, Relaxed);
+        quota.done(bytes as usize);
     }
 }
 

@@ -68,12 +68,17 @@ async fn kept(shared: &Arc<Shared>, peer: PeerId, topic: Topic, moved: &Arc<Noti
         freed.as_mut().enable();
         if shared.peers.is_taken(peer, topic) || shared.is_served_elsewhere(peer) {
             // It came in by itself; its session's end is told.
-            let _ = timeout(shared.options.ask_again(), freed).await;
+            let _ = timeout(shared.options.ask_again, freed).await;
             continue;
         }
+        let before = shared.peers.exchanged(peer, topic);
         let pause = match serve_once(shared, peer, topic).await {
             Ok(end) => {
                 tries = 0;
+                if shared.peers.exchanged(peer, topic) > before {
+                    // There was something, and there may be more: what was put off, or is new.
+                    backoff.reset();
+                }
                 match end {
                     session::End::Sent(pause) | session::End::Look(pause) => {
                         backoff.reset();

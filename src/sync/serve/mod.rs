@@ -37,6 +37,7 @@ mod lately;
 mod options;
 mod pacer;
 mod peers;
+mod rate;
 mod session;
 mod shake;
 mod status;
@@ -46,7 +47,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::StreamExt;
@@ -64,6 +65,7 @@ use self::{
     doors::Doors,
     gossips::Gossips,
     peers::{Counted, Peers, Rank},
+    rate::Rates,
     topic::Feed,
 };
 pub use self::{
@@ -144,6 +146,7 @@ struct Shared {
     doors: Doors,
     gossips: Arc<Gossips>,
     admissions: Arc<Admissions>,
+    rates: Arc<Rates>,
     infos: Infos,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -163,6 +166,10 @@ impl Sync {
         secret: Zeroizing<[u8; 32]>,
         options: SyncOptions,
     ) -> Result<Self, OpenSyncError> {
+        if let Some(why) = options.fault() {
+            return Err(OpenSyncError { why });
+        }
+        let rates = Arc::new(Rates::new(&options, Instant::now()));
         let wire = WireOptions {
             secret: secret.clone(),
             bind: options.bind.clone(),
@@ -187,6 +194,7 @@ impl Sync {
             doors: Doors::default(),
             gossips: Arc::default(),
             admissions: Arc::default(),
+            rates,
             infos: Infos::default(),
             kept: Arc::new(Semaphore::new(KEPT_MAX)),
             dials: Semaphore::new(DIALS_MAX),
@@ -410,7 +418,7 @@ async fn watch_topics(shared: Arc<Shared>) {
 /// Asks known peers again which topics they have, and whom they know.
 async fn ask_again(shared: Arc<Shared>) {
     loop {
-        sleep(shared.options.ask_again()).await;
+        sleep(shared.options.ask_again).await;
         let open = shared.open_topics();
         let open: BTreeSet<Line> = open.into_iter().map(|it| it.1).collect();
         let asking = shared.peers.some(ASKED_MAX).into_iter().flat_map(|addr| {

@@ -4,6 +4,13 @@ use std::{net::SocketAddr, time::Duration};
 
 use crate::{identity::PeerAddr, net::RelayChoice};
 
+/// Milliseconds of a day.
+const DAY_MS: u128 = 24 * 60 * 60 * 1_000;
+/// Sessions that one process can be expected to hold.
+const SESSIONS_MAX: u128 = 65_536;
+/// Peers that settings may name.
+const PEERS_MAX: u128 = 1_024;
+
 /// Settings of a member's door for outsiders. All have defaults that fit stock p2panda nodes.
 ///
 /// ```
@@ -29,18 +36,34 @@ pub struct SyncOptions {
     /// Which network: peers of another one neither find nor reach this member. Default: the one
     /// that stock nodes are in, BLAKE3("p2panda").
     pub network: [u8; 32],
-    /// Peers to look for from the start, as by [`Sync::add_peer`](super::Sync::add_peer).
+    /// Peers to look for from the start, as by [`Sync::add_peer`](super::Sync::add_peer), each with
+    /// its relay if it has one. At most 1,024.
     pub peers: Vec<PeerAddr>,
     /// How often known peers are asked again which topics they have and whom they know, and how
-    /// soon after live operations a peer is asked what it holds. Default: 15 s; at least 1 s.
+    /// soon after live operations a peer is asked what it holds. Default: 15 s; 1 s to 1 day.
     pub ask_again: Duration,
-    /// Sessions at once, all peers together; more are turned away. Default: 256.
+    /// Sessions at once, all peers together; more are turned away. Default: 256; 1 to 65,536.
     pub sessions_max: usize,
-    /// Sessions at once with one peer, all topics together. Default: 32.
+    /// Sessions at once with one peer, all topics together. Default: 32; at least 1.
     pub sessions_of_peer_max: usize,
     /// Bytes of operations that came in one session and may wait for their commit. What comes
     /// beyond is discarded, and asked for again. Default: 8 MiB; one operation is always taken.
     pub inbound_bytes_max: usize,
+    /// The same for all sessions of one peer together. Default: 32 MiB.
+    pub inbound_bytes_of_peer_max: usize,
+    /// The same for all peers together. Default: 256 MiB.
+    pub inbound_bytes_in_all_max: usize,
+    /// Operations a second that are taken in of one peer; a second's worth is saved up. What a
+    /// p2panda node sends beyond is discarded, and asked for again; our own client waits, after
+    /// each batch and in its next session. Default: 20,000; at least 1.
+    pub operations_per_second_of_peer_max: u32,
+    /// Bytes a second that are taken in of one peer, of headers and bodies, likewise. Default:
+    /// 64 MiB; at least 1,024.
+    pub bytes_per_second_of_peer_max: u64,
+    /// Operations a second that are taken in of all peers together. Default: 100,000; at least 1.
+    pub operations_per_second_max: u32,
+    /// Bytes a second that are taken in of all peers together. Default: 256 MiB; at least 1,024.
+    pub bytes_per_second_max: u64,
 }
 
 impl Default for SyncOptions {
@@ -54,6 +77,12 @@ impl Default for SyncOptions {
             sessions_max: 256,
             sessions_of_peer_max: 32,
             inbound_bytes_max: 8 * 1024 * 1024,
+            inbound_bytes_of_peer_max: 32 * 1024 * 1024,
+            inbound_bytes_in_all_max: 256 * 1024 * 1024,
+            operations_per_second_of_peer_max: 20_000,
+            bytes_per_second_of_peer_max: 64 * 1024 * 1024,
+            operations_per_second_max: 100_000,
+            bytes_per_second_max: 256 * 1024 * 1024,
         }
     }
 }
@@ -66,7 +95,99 @@ impl SyncOptions {
         }
     }
 
-    pub(super) fn ask_again(&self) -> Duration {
-        self.ask_again.max(Duration::from_secs(1))
+    /// What is wrong with it, in words.
+    pub(super) fn fault(&self) -> Option<String> {
+        let of_range = |name: &str, value: u128, least: u128, most: u128| {
+            let within = (least..=most).contains(&value);
+            (!within).then(|| format!("{name} is {value}: give {least} to {most}"))
+        };
+        let large = u128::from(u64::MAX);
+        let ranges = [
+            (
+                "ask_again, in ms,",
+                self.ask_again.as_millis(),
+                1_000,
+                DAY_MS,
+            ),
+            ("sessions_max", self.sessions_max as u128, 1, SESSIONS_MAX),
+            (
+                "sessions_of_peer_max",
+                self.sessions_of_peer_max as u128,
+                1,
+                large,
+            ),
+            (
+                "operations_per_second_of_peer_max",
+                self.operations_per_second_of_peer_max.into(),
+                1,
+                large,
+            ),
+            (
+                "bytes_per_second_of_peer_max",
+                self.bytes_per_second_of_peer_max.into(),
+                1_024,
+                large,
+            ),
+            (
+                "operations_per_second_max",
+                self.operations_per_second_max.into(),
+                1,
+                large,
+            ),
+            (
+                "bytes_per_second_max",
+                self.bytes_per_second_max.into(),
+                1_024,
+                large,
+            ),
+            (
+                "peers, as many as it names,",
+                self.peers.len() as u128,
+                0,
+                PEERS_MAX,
+            ),
+        ];
+        let mut faults = ranges
+            .into_iter()
+            .filter_map(|(name, value, least, most)| of_range(name, value, least, most));
+        faults.next()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bad_values_are_named() {
+        assert_eq!(SyncOptions::default().fault(), None);
+        let bad = [
+            SyncOptions {
+                ask_again: Duration::from_millis(999),
+                ..SyncOptions::default()
+            },
+            SyncOptions {
+                sessions_max: 0,
+                ..SyncOptions::default()
+            },
+            SyncOptions {
+                sessions_of_peer_max: 0,
+                ..SyncOptions::default()
+            },
+            SyncOptions {
+                operations_per_second_of_peer_max: 0,
+                ..SyncOptions::default()
+            },
+            SyncOptions {
+                bytes_per_second_max: 1_023,
+                ..SyncOptions::default()
+            },
+        ];
+        let words = bad.map(|it| it.fault().expect("it is bad"));
+        assert_eq!(words[0], "ask_again, in ms, is 999: give 1000 to 86400000");
+        assert!(words[1].starts_with("sessions_max is 0"), "{words:?}");
+        assert!(words[2].starts_with("sessions_of_peer_max is 0"));
+        assert!(words[3].starts_with("operations_per_second_of_peer_max is 0"));
+        assert!(words[4].starts_with("bytes_per_second_max is 1023"));
     }
 }

@@ -111,6 +111,7 @@ pub(super) struct Told {
     pub(super) received: u64,
     pub(super) appended: u64,
     pub(super) refused: u64,
+    pub(super) put_off: u64,
     pub(super) missing: Option<u64>,
     pub(super) last_success: Option<SystemTime>,
     pub(super) last_error: Option<String>,
@@ -291,6 +292,12 @@ impl Peers {
     pub(super) fn theirs(&self, peer: PeerId, topic: Topic) -> Heights {
         let theirs = self.with(peer, topic, |it| it.theirs.clone());
         theirs.unwrap_or_default()
+    }
+
+    /// How many operations went to a peer, and came from it and were new.
+    pub(super) fn exchanged(&self, peer: PeerId, topic: Topic) -> u64 {
+        let exchanged = self.look(peer, topic, |it| it.told.sent + it.told.appended);
+        exchanged.unwrap_or(0)
     }
 
     /// An operation came from a peer that may not push.

@@ -165,12 +165,14 @@ enum Step {
 
 impl<'a> Running<'a> {
     fn new(shared: &'a Arc<Shared>, agreed: Agreed, send: Send, recv: Recv) -> Self {
-        let Agreed { topic, line, .. } = agreed;
+        let Agreed {
+            peer, topic, line, ..
+        } = agreed;
         let inbound = Inbound::start(
             shared.logs.clone(),
-            topic,
-            line,
+            (topic, line),
             shared.options.inbound_bytes_max,
+            shared.rates.of(peer),
         );
         Self {
             shared,
@@ -430,7 +432,7 @@ impl<'a> Running<'a> {
 
     fn take(&mut self, header: Bytes, body: Option<Bytes>) {
         if self.agreed.admitted.rights.push {
-            if let Some(inbound) = &self.inbound {
+            if let Some(inbound) = &mut self.inbound {
                 inbound.take(header, body);
             }
             return;
@@ -467,7 +469,7 @@ impl<'a> Running<'a> {
         self.sent += 1;
         self.lives += 1;
         // It may lose what comes too fast, and says so only when it is asked.
-        let pause = self.shared.options.ask_again();
+        let pause = self.shared.options.ask_again;
         let ask_at = self.ask_at.get_or_insert(Instant::now() + pause);
         if self.lives == LIVE_MAX {
             *ask_at = Instant::now();
@@ -563,6 +565,7 @@ impl<'a> Running<'a> {
             it.told.received += told.received.load(Relaxed);
             it.told.appended += told.appended.load(Relaxed);
             it.told.refused += told.refused.load(Relaxed);
+            it.told.put_off += again;
             match (&ended, wrong.last) {
                 (Err(error), _) => it.told.last_error = Some(error.to_string()),
                 (Ok(_), Some(wrong)) => it.told.last_error = Some(wrong),

@@ -54,6 +54,9 @@ pub struct PeerStatus {
     pub appended: u64,
     /// Of those, the ones that the group will not take.
     pub refused: u64,
+    /// Of those, the ones that were not taken for now, beyond a quota or after a gap: it is asked
+    /// for them again.
+    pub put_off: u64,
     /// When a session with it last went well.
     pub last_success: Option<SystemTime>,
     /// What went wrong last since then, in words.
@@ -115,6 +118,7 @@ impl Shared {
                     received: 0,
                     appended: 0,
                     refused: 0,
+                    put_off: 0,
                     last_success: None,
                     last_error: None,
                 });
@@ -145,6 +149,7 @@ impl Shared {
                 received: told.received,
                 appended: told.appended,
                 refused: told.refused,
+                put_off: told.put_off,
                 last_success: told.last_success,
                 last_error: told.last_error.clone(),
             });

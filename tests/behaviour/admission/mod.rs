@@ -2,4 +2,5 @@
 
 mod ground;
 mod lists;
+mod quotas;
 mod requests;

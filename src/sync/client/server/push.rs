@@ -13,7 +13,7 @@ use super::{
         outcome::{Denied, PushOutcome},
         stream::FrameReader,
     },
-    ServeError, ServeLimits, blocking, send,
+    Meter, ServeError, ServeLimits, blocking, send,
 };
 use crate::log_store::{Line, LogError, Logs, Operation, Outcome, RawOperation, Refusal, Topic};
 
@@ -26,6 +26,7 @@ pub(super) async fn serve<R, W>(
     logs: Logs,
     (topic, wanted): (Topic, Option<Line>),
     limits: &ServeLimits,
+    meter: Option<&Meter>,
 ) -> Result<(), ServeError>
 where
     R: AsyncRead + Unpin + Send,
@@ -38,7 +39,9 @@ where
     }
     let mut quorate = logs.quorate();
     let mut due = None;
-    let mut ready_at = Instant::now();
+    // What was pushed in other sessions is waited for here.
+    let owed = meter.map_or(Duration::ZERO, |it| it(0, 0));
+    let mut ready_at = Instant::now() + owed;
     loop {
         // A client that pushes faster than it may waits in its own window.
         sleep_until(ready_at).await;
@@ -60,6 +63,9 @@ where
         }
         due = number.checked_add(1);
         ready_at = Instant::now().max(ready_at) + pause(operations.len(), limits);
+        if let Some(meter) = meter {
+            ready_at = ready_at.max(Instant::now() + meter(operations.len(), bytes(&operations)));
+        }
         let outcomes = take(&logs, topic, line, operations).await?;
         let answer = Frame::Committed { number, outcomes }.encode();
         send(write, &answer, limits).await?;
@@ -68,6 +74,11 @@ where
 
 async fn lost(quorate: &mut crate::log_store::Quorate) {
     while quorate.changed().await {}
+}
+
+fn bytes(operations: &[RawOperation]) -> usize {
+    let bytes = |it: &RawOperation| it.header.len() + it.body.as_ref().map_or(0, |it| it.len());
+    operations.iter().map(bytes).sum()
 }
 
 fn pause(operations: usize, limits: &ServeLimits) -> Duration {
