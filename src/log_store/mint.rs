@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::operation::{Author, AuthorKey, Draft, Line, LogId, Operation, OperationId, Topic};
 
 /// An author who writes one log.
-pub(super) struct Writer {
+pub(crate) struct Writer {
     key: AuthorKey,
     line: Line,
     topic: Topic,
@@ -14,7 +14,7 @@ pub(super) struct Writer {
 
 impl Writer {
     /// The author with this number; the same each time.
-    pub(super) fn new(number: u8, topic: Topic, line: Line) -> Self {
+    pub(crate) fn new(number: u8, topic: Topic, line: Line) -> Self {
         Self {
             key: AuthorKey::from_bytes(&[number; 32]),
             line,
@@ -23,22 +23,22 @@ impl Writer {
         }
     }
 
-    pub(super) fn author(&self) -> Author {
+    pub(crate) fn author(&self) -> Author {
         self.key.author()
     }
 
-    pub(super) fn log(&self) -> LogId {
+    pub(crate) fn log(&self) -> LogId {
         self.topic.log_id()
     }
 
     /// The next operation of the log.
-    pub(super) fn next(&mut self, body: &str) -> Operation {
+    pub(crate) fn next(&mut self, body: &str) -> Operation {
         let draft = self.draft(body);
         self.keep(draft)
     }
 
     /// The next one, with the prune flag.
-    pub(super) fn prune(&mut self, body: &str) -> Operation {
+    pub(crate) fn prune(&mut self, body: &str) -> Operation {
         let draft = Draft {
             prune: true,
             ..self.draft(body)
@@ -46,12 +46,12 @@ impl Writer {
         self.keep(draft)
     }
 
-    pub(super) fn many(&mut self, count: usize) -> Vec<Operation> {
+    pub(crate) fn many(&mut self, count: usize) -> Vec<Operation> {
         (0..count).map(|n| self.next(&format!("{n}"))).collect()
     }
 
     /// Another operation than the log's own, which goes on as if it were not there.
-    pub(super) fn aside(&self, seq: u32, backlink: Option<OperationId>, prune: bool) -> Operation {
+    pub(crate) fn aside(&self, seq: u32, backlink: Option<OperationId>, prune: bool) -> Operation {
         let draft = Draft {
             seq,
             backlink,
@@ -77,7 +77,7 @@ impl Writer {
 }
 
 /// The same operation with another signature: well-formed, and forged.
-pub(super) fn forged(operation: &Operation) -> Operation {
+pub(crate) fn forged(operation: &Operation) -> Operation {
     let mut header = operation.header().to_vec();
     // Behind version and key: 1 + 1 + (2 + 32) bytes and the 2 of the signature's own head.
     header[50] ^= 1;

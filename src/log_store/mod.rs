@@ -8,7 +8,7 @@ mod error;
 mod ingest;
 mod machine;
 #[cfg(test)]
-mod mint;
+pub(crate) mod mint;
 mod operation;
 mod publisher;
 mod reader;

@@ -20,7 +20,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::time::{sleep, timeout};
 
-use super::{Shared, doors, peers::Rank};
+use super::{Shared, peers::Rank};
 use crate::{
     identity::{PeerAddr, PeerId},
     log_store::{Expected, Line, LogError, NoteError, NoteRefused, NoteVersion, Topic},
@@ -301,7 +301,7 @@ pub(super) async fn watch(shared: Arc<Shared>) {
         }
         sleep(PAUSE).await;
         let silent = shared.doors.next_silence();
-        let silent = silent.map_or(doors::SILENCE, |it| it + PAUSE);
+        let silent = silent.map_or(shared.patience.silence, |it| it + PAUSE);
         tokio::select! {
             changed = committed.changed() => if changed.is_err() {
                 return;

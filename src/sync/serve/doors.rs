@@ -23,10 +23,6 @@ use crate::{
 };
 
 const PREFIX: &[u8] = b"sync/door/";
-/// Between two words of a door that serves somebody.
-const BEAT: Duration = Duration::from_secs(5);
-/// A door that was silent for this long serves nobody: three beats.
-pub(super) const SILENCE: Duration = Duration::from_secs(15);
 /// Before a word that did not get through is said again.
 const AGAIN: Duration = Duration::from_millis(500);
 /// For a quorum to hear it.
@@ -51,8 +47,9 @@ struct Heard {
     at: Instant,
 }
 
-#[derive(Default)]
 pub(super) struct Doors {
+    /// A door that was not heard of for this long serves nobody.
+    silence: Duration,
     known: Mutex<BTreeMap<PeerId, Heard>>,
     own: Mutex<Own>,
 }
@@ -64,12 +61,20 @@ struct Own {
 }
 
 impl Doors {
+    pub(super) fn new(silence: Duration) -> Self {
+        Self {
+            silence,
+            known: Mutex::default(),
+            own: Mutex::default(),
+        }
+    }
+
     /// Whether a member's door was heard of lately.
     pub(super) fn is_open(&self, member: PeerId) -> bool {
         let known = self.known();
         known
             .get(&member)
-            .is_some_and(|it| it.at.elapsed() < SILENCE)
+            .is_some_and(|it| it.at.elapsed() < self.silence)
     }
 
     /// Whether this endpoint is the door of another member, so no peer to be served.
@@ -82,7 +87,7 @@ impl Doors {
     pub(super) fn addrs(&self) -> Vec<PeerAddr> {
         let known = self.known();
         let mut doors: Vec<&Heard> = known.values().collect();
-        doors.sort_by_key(|it| it.at.elapsed() >= SILENCE);
+        doors.sort_by_key(|it| it.at.elapsed() >= self.silence);
         doors.into_iter().map(|it| it.door.addr.clone()).collect()
     }
 
@@ -90,7 +95,7 @@ impl Doors {
     /// would make them forget ours.
     pub(super) fn infos(&self, line: Line) -> BTreeMap<PeerId, TransportInfo> {
         let known = self.known();
-        let open = known.values().filter(|it| it.at.elapsed() < SILENCE);
+        let open = known.values().filter(|it| it.at.elapsed() < self.silence);
         let infos = open.filter_map(|it| {
             let peer = it.door.addr.peer;
             let (_, bytes) = it.door.infos.iter().find(|(of, _)| *of == line)?;
@@ -112,7 +117,7 @@ impl Doors {
         let known = self.known();
         let left = known
             .values()
-            .filter_map(|it| SILENCE.checked_sub(it.at.elapsed()));
+            .filter_map(|it| self.silence.checked_sub(it.at.elapsed()));
         left.min()
     }
 
@@ -156,7 +161,7 @@ impl Shared {
         let fresh = {
             let own = self.doors.own();
             let said = own.said.as_ref();
-            said.is_some_and(|(of, at)| *of == addr && at.elapsed() < BEAT)
+            said.is_some_and(|(of, at)| *of == addr && at.elapsed() < self.patience.beat)
         };
         fresh || self.say(addr).await
     }
@@ -202,7 +207,7 @@ impl Shared {
     }
 }
 
-/// Says that the door is open: once, when its address changes, and for as long as it serves anybody.
+/// Says that the door is open: once, when its address changes, and while it serves anybody.
 pub(super) async fn beat(shared: Arc<Shared>) {
     let mut serving = shared.serving.subscribe();
     loop {
@@ -212,7 +217,8 @@ pub(super) async fn beat(shared: Arc<Shared>) {
         let addr = shared.wire.addr();
         let moved = shared.doors.own().said.as_ref().map(|it| &it.0) != Some(&addr);
         let said = !(moved || shared.claims.serve(shared.here())) || shared.say(addr).await;
-        sleep(if said { BEAT } else { AGAIN }).await;
+        let beat = shared.patience.beat;
+        sleep(if said { beat } else { AGAIN.min(beat) }).await;
     }
 }
 

@@ -27,8 +27,8 @@ use crate::sync::{
 
 /// Strangers that shake hands at once.
 const KNOCKS_MAX: usize = 64;
-/// For a stranger to say what it wants.
-const KNOCK_MAX: Duration = Duration::from_secs(10);
+/// For a client to hear why it is turned away.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Lets in whom it may, until the door closes.
 pub(super) async fn accept(shared: Arc<Shared>) {
@@ -61,7 +61,11 @@ impl Shared {
         knock: Knock,
         room: OwnedSemaphorePermit,
     ) -> Result<(), SyncError> {
-        let shaking = timeout(KNOCK_MAX, knock.accept(|peer| self.is_welcome(peer))).await;
+        let shaking = timeout(
+            self.patience.knock,
+            knock.accept(|peer| self.is_welcome(peer)),
+        )
+        .await;
         let (service, connection) = shaking
             .map_err(|_| SyncError::unexpected("the handshake took too long"))?
             .map_err(SyncError::unexpected)?;
@@ -129,7 +133,11 @@ impl Shared {
         tokio::select! {
             served = served => {
                 // The last words are on their way: the client closes when it has them.
-                let _ = timeout(KNOCK_MAX, connection.closed()).await;
+                let patience = match served {
+                    Ok(_) => self.patience.closing,
+                    Err(_) => LAST_WORDS,
+                };
+                let _ = timeout(patience, connection.closed()).await;
                 served.map_err(SyncError::unexpected)
             }
             () = no_quorum => {
@@ -155,7 +163,7 @@ impl Shared {
             let open = self.feed(topic).is_some_and(|it| it.line == line);
             open && told(topic).is_told()
         };
-        let asked = shake::answer(connection, served).await;
+        let asked = shake::answer(connection, served, self.patience.handshake).await;
         let Ok((line, topic)) = asked else {
             connection.close("not served");
             return asked.map(drop);

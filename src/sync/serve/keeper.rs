@@ -138,7 +138,7 @@ async fn serve_once(
     let (_all, _counted) = shared
         .room(peer)
         .ok_or_else(|| SyncError::critical(super::FULL))?;
-    shake::ask(&connection, line, topic).await?;
+    shake::ask(&connection, line, topic, shared.patience.handshake).await?;
     shared.learn(&connection.remote_addr(), Rank::Met);
     // Only now: a claim is for who has answered.
     let claimed = shared.claim(peer, topic, line).await;

@@ -36,6 +36,7 @@ mod keeper;
 mod lately;
 mod options;
 mod pacer;
+mod patience;
 mod peers;
 mod rate;
 mod session;
@@ -64,6 +65,7 @@ use self::{
     discover::Infos,
     doors::Doors,
     gossips::Gossips,
+    patience::Patience,
     peers::{Counted, Peers, Rank},
     rate::Rates,
     topic::Feed,
@@ -133,6 +135,7 @@ struct Shared {
     wire: Wire,
     logs: Logs,
     options: SyncOptions,
+    patience: Patience,
     secret: Zeroizing<[u8; 32]>,
     /// Whether a quorum is reached, so whether anybody is served.
     serving: watch::Sender<bool>,
@@ -166,6 +169,15 @@ impl Sync {
         secret: Zeroizing<[u8; 32]>,
         options: SyncOptions,
     ) -> Result<Self, OpenSyncError> {
+        Self::start_with(logs, secret, options, Patience::default()).await
+    }
+
+    async fn start_with(
+        logs: &Logs,
+        secret: Zeroizing<[u8; 32]>,
+        options: SyncOptions,
+        patience: Patience,
+    ) -> Result<Self, OpenSyncError> {
         if let Some(why) = options.fault() {
             return Err(OpenSyncError { why });
         }
@@ -185,13 +197,14 @@ impl Sync {
             serving: watch::Sender::new(logs.quorate().now()),
             sessions: Arc::new(Semaphore::new(options.sessions_max)),
             options,
+            patience,
             topics: Mutex::default(),
             peers: Arc::new(Peers::new({
                 let wire = wire.clone();
                 move |peer| wire.forget(peer)
             })),
             claims: Claims::default(),
-            doors: Doors::default(),
+            doors: Doors::new(patience.silence),
             gossips: Arc::default(),
             admissions: Arc::default(),
             rates,
@@ -437,3 +450,6 @@ async fn ask_again(shared: Arc<Shared>) {
         asked.await;
     }
 }
+
+#[cfg(test)]
+mod tests;

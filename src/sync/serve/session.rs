@@ -33,12 +33,6 @@ use crate::{
     },
 };
 
-/// For the topic handshake, and for each step until both sides have said what they hold.
-pub(super) const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
-/// An exchange in which nothing moves for this long has failed.
-const STANDSTILL_MAX: Duration = Duration::from_secs(30);
-/// For the other side to finish after `Close`.
-const CLOSING_MAX: Duration = Duration::from_secs(10);
 /// For the answer of a quorum before we say what we hold.
 const READ_INDEX_MAX: Duration = Duration::from_secs(2);
 /// Operations in one page, and their bytes.
@@ -94,7 +88,7 @@ pub(super) async fn run(
             Role::Acceptor => connection.accept().await,
         }
     };
-    let (send, recv) = timeout(HANDSHAKE_MAX, opening)
+    let (send, recv) = timeout(shared.patience.handshake, opening)
         .await
         .map_err(|_| SyncError::unexpected("no session was begun in time"))?
         .map_err(SyncError::unexpected)?;
@@ -106,7 +100,7 @@ pub(super) async fn run(
             if end == End::Closed {
                 running.send.finish();
                 // The peer closes the connection once it has read the end of our side.
-                let _ = timeout(CLOSING_MAX, connection.closed()).await;
+                let _ = timeout(shared.patience.closing, connection.closed()).await;
             }
             Ok(end)
         }
@@ -137,6 +131,7 @@ struct Running<'a> {
     given: u64,
     step: Step,
     came_from: Lately,
+    began: Instant,
     deadline: Instant,
     /// When a live peer is to be asked what it holds.
     ask_at: Option<Instant>,
@@ -192,7 +187,8 @@ impl<'a> Running<'a> {
             given: 0,
             step: Step::Haves,
             came_from: Lately::default(),
-            deadline: Instant::now() + HANDSHAKE_MAX,
+            began: Instant::now(),
+            deadline: Instant::now() + shared.patience.handshake,
             ask_at: None,
             finish_when_sent: false,
             sent: 0,
@@ -480,7 +476,7 @@ impl<'a> Running<'a> {
 
     fn close(&mut self, step: Step) -> Result<(), SyncError> {
         self.step = step;
-        self.deadline = Instant::now() + CLOSING_MAX;
+        self.deadline = Instant::now() + self.shared.patience.closing;
         Ok(self.session.close()?)
     }
 
@@ -501,17 +497,17 @@ impl<'a> Running<'a> {
                     .map_err(SyncError::unexpected)?;
             }
         };
-        let flushed = timeout(CLOSING_MAX, flushing).await;
+        let flushed = timeout(self.shared.patience.closing, flushing).await;
         flushed.map_err(|_| SyncError::unexpected("it does not read"))?
     }
 
     fn moved(&mut self) {
-        let patience = match self.step {
-            Step::Haves => HANDSHAKE_MAX,
+        let (patience, now) = (&self.shared.patience, Instant::now());
+        self.deadline = match self.step {
+            Step::Haves => (now + patience.handshake).min(self.began + patience.haves),
             Step::Closing => return,
-            _ => STANDSTILL_MAX,
+            _ => now + patience.standstill,
         };
-        self.deadline = Instant::now() + patience;
     }
 
     /// Stock drops the connection as soon as it has read our `Close`.

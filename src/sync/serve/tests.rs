@@ -1,0 +1,5 @@
+//! The door from outside: guests that speak the protocol of stock nodes, honest and not.
+
+mod doors;
+mod guest;
+mod hostile;

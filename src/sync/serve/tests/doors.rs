@@ -1,0 +1,170 @@
+//! Several members, one peer: who serves it, and who does when that one does no more.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::{
+    super::{Patience, PeerState, Sync},
+    guest::{Guest, House, Talk, operations, soon, topic, until},
+};
+use crate::{
+    log_store::{Heights, Line, mint::Writer},
+    sync::{
+        codec::Message,
+        wire::{Connection, Service},
+    },
+};
+
+fn quick() -> Patience {
+    Patience {
+        beat: Duration::from_millis(300),
+        silence: Duration::from_millis(1_500),
+        ..Patience::default()
+    }
+}
+
+/// A guest that lets doors in, and their sessions.
+async fn open_guest() -> (Guest, mpsc::UnboundedReceiver<Connection>) {
+    let (came, coming) = mpsc::unbounded_channel();
+    let guest = Guest::that(move |knock| {
+        let came = came.clone();
+        tokio::spawn(async move {
+            if let Ok((Service::Sync, connection)) = knock.accept().await {
+                let _ = came.send(connection);
+            }
+        });
+    });
+    (guest.await, coming)
+}
+
+/// The next session that a door begins with the guest.
+async fn next(coming: &mut mpsc::UnboundedReceiver<Connection>, line: Line) -> Talk {
+    let connection = soon("a door dials", coming.recv()).await;
+    Talk::answer(connection.expect("the guest is there"), line).await
+}
+
+async fn live(talk: &mut Talk) {
+    talk.say(&[Message::Have(Heights::new()), Message::Done])
+        .await;
+    assert!(matches!(talk.hear().await, Some(Message::Have(_))));
+    assert_eq!(talk.hear().await, Some(Message::Done));
+}
+
+fn serves(door: &Sync, guest: &Guest) -> bool {
+    let peers = door.status().peers;
+    peers.iter().any(|it| {
+        let here = it.server == Some(door.shared.here());
+        it.peer == guest.id() && here && it.state == PeerState::Live
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_door_that_falls_silent_is_taken_over_though_its_member_is_bonded() {
+    let line = Line::V07;
+    let house = House::of(3).await;
+    let first = house.door(0, quick()).await;
+    let second = house.door(1, quick()).await;
+    let (guest, mut coming) = open_guest().await;
+    let mut talk = guest.talk(&first, line).await;
+    live(&mut talk).await;
+    until("the first one serves it", || serves(&first, &guest)).await;
+    let elsewhere = || second.shared.is_served_elsewhere(guest.id());
+    until("the second one knows", elsewhere).await;
+    // It beats: nobody takes over while it does.
+    tokio::time::sleep(quick().silence * 2).await;
+    assert!(elsewhere() && coming.try_recv().is_err());
+    // Its tasks end without a word, as if they hung; the bond stands.
+    first.shared.stop.cancel();
+    let mut talk = next(&mut coming, line).await;
+    live(&mut talk).await;
+    until("the second one serves it", || serves(&second, &guest)).await;
+    let mut ada = Writer::new(1, topic(line), line);
+    house.append(ada.many(1)).await;
+    assert!(matches!(talk.hear().await, Some(Message::Live { .. })));
+    first.stop().await;
+    second.stop().await;
+    guest.close().await;
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_door_that_closes_in_good_order_is_taken_over_at_once() {
+    let line = Line::V06;
+    let house = House::of(2).await;
+    // Silence would take minutes.
+    let slow = Patience {
+        silence: Duration::from_secs(600),
+        ..Patience::default()
+    };
+    let first = house.door(0, slow).await;
+    let second = house.door(1, slow).await;
+    let (guest, mut coming) = open_guest().await;
+    let mut talk = guest.talk(&first, line).await;
+    live(&mut talk).await;
+    until("the first one serves it", || serves(&first, &guest)).await;
+    first.stop().await;
+    let mut talk = next(&mut coming, line).await;
+    live(&mut talk).await;
+    until("the second one serves it", || serves(&second, &guest)).await;
+    second.stop().await;
+    guest.close().await;
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_finds_one_door_finds_them_all() {
+    let house = House::of(2).await;
+    let doors = [
+        house.door(0, Patience::default()).await,
+        house.door(1, Patience::default()).await,
+    ];
+    let ids = doors.each_ref().map(Sync::id);
+    for (door, other) in [(&doors[0], ids[1]), (&doors[1], ids[0])] {
+        until("it has heard of the other", || {
+            door.shared.doors.is_door(other)
+        })
+        .await;
+        let members: Vec<_> = door.ticket().members().iter().map(|it| it.peer).collect();
+        assert_eq!(members, [door.id(), other]);
+        for line in Line::ALL {
+            let infos = door.shared.doors.infos(line);
+            assert!(infos.contains_key(&other), "stock nodes are told of it");
+        }
+    }
+    // Members are no peers of each other: they have the logs by themselves.
+    doors[0].add_peer(doors[1].addr());
+    assert!(doors[0].status().peers.is_empty());
+    for door in &doors {
+        door.stop().await;
+    }
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_another_member_serves_is_told_what_is_held_and_no_more() {
+    let line = Line::V07;
+    let house = House::of(2).await;
+    let doors = [
+        house.door(0, Patience::default()).await,
+        house.door(1, Patience::default()).await,
+    ];
+    house
+        .append(Writer::new(1, topic(line), line).many(5))
+        .await;
+    let guest = Guest::new().await;
+    let mut first = guest.talk(&doors[0], line).await;
+    first.have_nothing().await;
+    let elsewhere = || doors[1].shared.is_served_elsewhere(guest.id());
+    until("the second one knows", elsewhere).await;
+    let mut second = guest.talk(&doors[1], line).await;
+    assert_eq!(second.have_nothing().await.len(), 1);
+    second.say(&[Message::Done]).await;
+    assert_eq!(operations(&second.leave().await), 0);
+    drop(first);
+    for door in &doors {
+        door.stop().await;
+    }
+    guest.close().await;
+    house.close().await;
+}
