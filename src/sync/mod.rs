@@ -51,7 +51,8 @@
 //!
 //! # What a p2panda app adds
 //!
-//! Members as bootstrap nodes, more than one, since none names the others. Where members have a
+//! One member as a bootstrap node is enough, since each names the others; name more, so that one may
+//! be down at that moment. Where members have a
 //! relay ([`SyncOptions::relay`]) p2panda's builder takes them:
 //!
 //! ```text

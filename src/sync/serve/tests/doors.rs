@@ -25,13 +25,13 @@ fn quick() -> Patience {
 }
 
 /// A guest that lets doors in, and their sessions.
-async fn open_guest() -> (Guest, mpsc::UnboundedReceiver<Connection>) {
-    let (came, coming) = mpsc::unbounded_channel();
+async fn open_guest() -> (Guest, mpsc::Receiver<Connection>) {
+    let (came, coming) = mpsc::channel(64);
     let guest = Guest::that(move |knock| {
         let came = came.clone();
         tokio::spawn(async move {
             if let Ok((Service::Sync, connection)) = knock.accept().await {
-                let _ = came.send(connection);
+                let _ = came.send(connection).await;
             }
         });
     });
@@ -39,7 +39,7 @@ async fn open_guest() -> (Guest, mpsc::UnboundedReceiver<Connection>) {
 }
 
 /// The next session that a door begins with the guest.
-async fn next(coming: &mut mpsc::UnboundedReceiver<Connection>, line: Line) -> Talk {
+async fn next(coming: &mut mpsc::Receiver<Connection>, line: Line) -> Talk {
     let connection = soon("a door dials", coming.recv()).await;
     Talk::answer(connection.expect("the guest is there"), line).await
 }

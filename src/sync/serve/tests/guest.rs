@@ -7,10 +7,10 @@ use zeroize::Zeroizing;
 
 use super::super::{Patience, Sync, SyncOptions, shake};
 use crate::{
-    GroupKey, Node,
-    identity::PeerId,
+    identity::{GroupKey, PeerId},
     log_store::{Heights, Line, LogStore, Logs, Operation, Topic},
     net::RelayChoice,
+    node::Node,
     sync::{
         codec::{self, Decoder, Limits, Message},
         wire::{Connection, Knock, Recv, Send, Service, Wire, WireOptions},
