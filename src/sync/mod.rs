@@ -51,9 +51,9 @@
 //!
 //! # What a p2panda app adds
 //!
-//! One member as a bootstrap node is enough, since each names the others; name more, so that one may
-//! be down at that moment. Where members have a
-//! relay ([`SyncOptions::relay`]) p2panda's builder takes them:
+//! One member as a bootstrap node is enough, since each names the others; name more, so that one
+//! may be down at that moment. Where members have a relay ([`SyncOptions::relay`]) p2panda's
+//! builder takes them:
 //!
 //! ```text
 //! let node = Node::builder()

@@ -25,14 +25,14 @@ use crate::sync::{
     wire::{Connection, Knock, Service},
 };
 
-/// Strangers that shake hands at once.
-const KNOCKS_MAX: usize = 64;
 /// For a client to hear why it is turned away.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Lets in whom it may, until the door closes.
 pub(super) async fn accept(shared: Arc<Shared>) {
-    let knocks = Arc::new(Semaphore::new(KNOCKS_MAX + shared.options.sessions_max));
+    let knocks = Arc::new(Semaphore::new(
+        super::KNOCKS_MAX + shared.options.sessions_max,
+    ));
     while let Some(knock) = shared.wire.accept().await {
         let room = Arc::clone(&knocks).try_acquire_owned();
         let (true, Ok(room)) = (*shared.serving.borrow(), room) else {
@@ -69,13 +69,17 @@ impl Shared {
         let (service, connection) = shaking
             .map_err(|_| SyncError::unexpected("the handshake took too long"))?
             .map_err(SyncError::unexpected)?;
+        let Some(place) = self.knocks.take(connection.remote()) else {
+            connection.close(FULL);
+            return Err(SyncError::critical(FULL));
+        };
         match service {
             Service::Sync => self.serve(&connection).await,
             Service::Discovery => discover::answer(self, &connection).await,
             Service::Client => self.serve_client(&connection).await,
             Service::Gossip => {
                 // The overlay has it now, and takes no more of the door than its place.
-                drop(room);
+                drop((room, place));
                 self.neighbour(&connection).await;
                 Ok(())
             }
@@ -85,7 +89,7 @@ impl Shared {
     /// Leaves the overlays a connection for as long as the peer may know of any topic.
     async fn neighbour(self: &Arc<Self>, connection: &Connection) {
         let peer = connection.remote();
-        let Some(_place) = self.gossips.place(peer) else {
+        let Some(_place) = self.gossips.take(peer) else {
             return connection.close("as many neighbours as there may be are there");
         };
         let mut changes = self.admissions.changes();

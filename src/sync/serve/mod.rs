@@ -30,7 +30,6 @@ mod claims;
 mod discover;
 mod doors;
 mod entrance;
-mod gossips;
 mod inbound;
 mod keeper;
 mod lately;
@@ -38,6 +37,7 @@ mod options;
 mod pacer;
 mod patience;
 mod peers;
+mod places;
 mod rate;
 mod session;
 mod shake;
@@ -64,9 +64,9 @@ use self::{
     claims::Claims,
     discover::Infos,
     doors::Doors,
-    gossips::Gossips,
     patience::Patience,
     peers::{Counted, Peers, Rank},
+    places::Places,
     rate::Rates,
     topic::Feed,
 };
@@ -84,6 +84,13 @@ use crate::{
     log_store::{Line, Logs, Topic},
 };
 
+/// Strangers that shake hands at once, and connections of one of them, beside its sessions.
+const KNOCKS_MAX: usize = 64;
+const KNOCKS_OF_PEER_MAX: usize = 8;
+/// Connections of overlays at once: more than any needs, and little beside the sessions.
+const GOSSIPS_MAX: usize = 512;
+/// Those with one peer: while one takes another's place there are two.
+const GOSSIPS_OF_PEER_MAX: usize = 4;
 /// Peers that are dialled again and again, each in each of its topics.
 const KEPT_MAX: usize = 8_192;
 /// Peers that are dialled at the same time; the others wait.
@@ -147,7 +154,9 @@ struct Shared {
     dials: Semaphore,
     claims: Claims,
     doors: Doors,
-    gossips: Arc<Gossips>,
+    /// Connections that came in, and those of them that the topics' overlays have.
+    knocks: Arc<Places>,
+    gossips: Arc<Places>,
     admissions: Arc<Admissions>,
     rates: Arc<Rates>,
     infos: Infos,
@@ -191,6 +200,10 @@ impl Sync {
         let wire = Wire::bind(wire).await.map_err(|error| OpenSyncError {
             why: format!("no endpoint at the address wanted: {error}"),
         })?;
+        let knocks = Places::new(
+            KNOCKS_MAX + options.sessions_max,
+            KNOCKS_OF_PEER_MAX + options.sessions_of_peer_max,
+        );
         let shared = Arc::new(Shared {
             logs: logs.clone(),
             secret,
@@ -205,7 +218,8 @@ impl Sync {
             })),
             claims: Claims::default(),
             doors: Doors::new(patience.silence),
-            gossips: Arc::default(),
+            knocks,
+            gossips: Places::new(GOSSIPS_MAX, GOSSIPS_OF_PEER_MAX),
             admissions: Arc::default(),
             rates,
             infos: Infos::default(),

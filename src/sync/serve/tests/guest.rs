@@ -12,6 +12,7 @@ use crate::{
     net::RelayChoice,
     node::Node,
     sync::{
+        Admission, Outsiders,
         codec::{self, Decoder, Limits, Message},
         wire::{Connection, Knock, Recv, Send, Service, Wire, WireOptions},
     },
@@ -67,7 +68,8 @@ impl House {
             nodes.push(node);
         }
         for line in Line::ALL {
-            let opening = logs[0].open_topic(topic(line), line);
+            let outsiders = Outsiders::of(&logs[0]);
+            let opening = outsiders.open_topic(topic(line), line, Admission::everyone());
             soon("the topic", opening).await.expect("a quorum is there");
         }
         let house = Self { nodes, logs };

@@ -304,9 +304,18 @@ async fn one_peer_has_so_many_sessions_and_no_more() {
     for _ in 0..3 {
         talks.push(greedy.talk(&door, Line::V07).await);
     }
-    let more = greedy.dial(&door, Service::Sync).await;
-    soon("it is turned away", more.closed()).await;
+    until("they have their places", || door.status().sessions == 3).await;
+    let more = greedy.talk(&door, Line::V07).await;
+    soon("it is turned away", more.connection.closed()).await;
     assert_eq!(door.status().sessions, 3);
+    // Connections that say nothing are few as well.
+    let mut silent = Vec::new();
+    for _ in 0..16 {
+        silent.push(greedy.dial(&door, Service::Sync).await);
+    }
+    let away = futures_util::future::select_all(silent.iter().map(|it| Box::pin(it.closed())));
+    let at_once = tokio::time::timeout(Patience::default().knock / 2, away).await;
+    assert!(at_once.is_ok(), "some are turned away");
     an_honest_guest_is_served(&door, Line::V07, 0).await;
     drop(talks);
     nobody_is_left(&door).await;
