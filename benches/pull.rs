@@ -9,7 +9,7 @@ use futures_util::StreamExt;
 use quorate::{
     GroupKey, Node,
     log_store::{AuthorKey, Draft, Line, LogStore, Logs, Operation, Topic},
-    sync::{Have, LogServer, LogServerOptions, LogTicket, Pull, QuicDial},
+    sync::{Have, LogServer, LogServerOptions, LogTicket, Pull, Quic, QuicDial, Transports},
 };
 
 const BODY: usize = 100;
@@ -35,8 +35,9 @@ async fn main() -> anyhow::Result<()> {
         load()
     );
 
+    let quic = Quic::new().bind(([127, 0, 0, 1], 0).into());
     let options = LogServerOptions {
-        bind: ([127, 0, 0, 1], 0).into(),
+        transports: Transports::none().with("quic", quic),
         ..LogServerOptions::default()
     };
     let served = logs.clone();

@@ -36,5 +36,7 @@ mod restart;
 mod stored;
 #[path = "behaviour/streams/mod.rs"]
 mod streams;
+#[path = "behaviour/transports/mod.rs"]
+mod transports;
 #[path = "behaviour/writes.rs"]
 mod writes;

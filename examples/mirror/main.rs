@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use quorate::{
     Group, GroupKey, Node,
     log_store::{AuthorKey, Draft, Line, LogStore, Logs, Operation, Topic},
-    sync::{self, LogServer, LogServerOptions, LogTicket, Puller},
+    sync::{self, LogServer, LogServerOptions, LogTicket, Puller, Quic, Transports},
 };
 
 const MINTED: u64 = 20_000;
@@ -76,7 +76,7 @@ async fn demo() -> anyhow::Result<()> {
         };
         let logs = group.logs();
         let options = LogServerOptions {
-            bind: ([127, 0, 0, 1], 0).into(),
+            transports: transports(),
             ..LogServerOptions::default()
         };
         let admit = Arc::new(move |_, _| Ok(logs.clone()));
@@ -99,7 +99,7 @@ async fn demo() -> anyhow::Result<()> {
     let (mut copy, mut puller) = open(folder.path(), &ticket, topic)?;
     follow(&mut copy, &mut puller, MINTED / 4).await?;
     let serving = puller.status().member.context("somebody serves")?;
-    let at = servers.iter().position(|it| it.addr().peer == serving);
+    let at = servers.iter().position(|it| it.addr().peer() == serving);
     let at = at.context("it is one of ours")?;
     println!("member {} is stopped", serving.short());
     servers.remove(at).close().await;
@@ -123,6 +123,15 @@ async fn demo() -> anyhow::Result<()> {
         node.shutdown().await;
     }
     Ok(())
+}
+
+/// QUIC; and HTTP, with the feature `http`: the ticket names both.
+fn transports() -> Transports {
+    let anywhere = ([127, 0, 0, 1], 0).into();
+    let transports = Transports::none().with("quic", Quic::new().bind(anywhere));
+    #[cfg(feature = "http")]
+    let transports = transports.with("http", sync::Http::new().bind(anywhere));
+    transports
 }
 
 async fn mint(logs: &Logs, topic: Topic) -> anyhow::Result<()> {

@@ -8,6 +8,7 @@
 //!  wire/       the endpoint for outsiders
 //!  serve/      a member's side: topics, peers, sessions, chunks
 //!  client/     our own client: pull and push, and the half that serves them
+//!  member_addr one member, and the ways to it
 //!  outsiders/  who of the peers that are no members may do what
 //!  ticket      where outsiders find a group's logs
 //! ```
@@ -127,6 +128,7 @@
 mod client;
 mod codec;
 mod discovery;
+mod member_addr;
 mod outsiders;
 mod protocol;
 mod serve;
@@ -134,14 +136,18 @@ mod session;
 mod ticket;
 mod wire;
 
+#[cfg(feature = "http")]
+pub use self::client::Http;
 pub use self::{
     client::{
-        Access, Admit, BadRun, ClientWatch, Denied, Dial, DialError, DialFuture, Dialled, Have,
-        LogServer, LogServerOptions, MemberError, MemberFault, NotSynced, Pull, PullHandle,
-        PullStatus, Puller, Push, PushHandle, PushOutcome, PushRefused, PushRule, PushStatus,
-        Pushed, Pusher, QuicDial, RunFault, ServeError, ServeLimits, ServerError, pull, push,
-        serve_logs,
+        AcceptFuture, Access, Admit, BadRun, Caller, ClientWatch, Denied, Dial, DialError,
+        DialFuture, Dialled, Have, Identity, Knock, ListenError, ListenFuture, Listener, LogServer,
+        LogServerOptions, MemberError, MemberFault, NotSynced, Place, Pull, PullHandle, PullStatus,
+        Puller, Push, PushHandle, PushOutcome, PushRefused, PushRule, PushStatus, Pushed, Pusher,
+        Quic, QuicDial, RunFault, Secret, ServeError, ServeLimits, ServerError, Transport,
+        Transports, pull, push, serve_logs,
     },
+    member_addr::MemberAddr,
     outsiders::{Admission, Decision, Outsiders, OutsidersError, Request, Rights, Who},
     protocol::{
         Cause, Fault, FromSync, SyncError, SyncFuture, SyncProtocol, SyncRead, SyncSink, SyncWrite,

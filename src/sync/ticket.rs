@@ -5,13 +5,14 @@ use std::{collections::BTreeMap, fmt, net::SocketAddr, str::FromStr};
 use data_encoding::BASE32_NOPAD;
 use serde::{Deserialize, Serialize};
 
+use super::member_addr::MemberAddr;
 use crate::{
     identity::{PeerAddr, PeerId},
     log_store::{Line, Topic},
 };
 
 /// What an outsider needs to read a group's topics, or to push into them: their names and lines,
-/// and the sync endpoints of several members. It holds no key of the group; who knows a topic's
+/// and the doors of several members. It holds no key of the group; who knows a topic's
 /// name can ask for it, so hand it on with that in mind.
 ///
 /// ```
@@ -28,10 +29,14 @@ use crate::{
 ///
 /// ```text
 /// quoratelogs1 ‖ base32(body ‖ first 4 bytes of BLAKE3("quoratelogs1" ‖ body))
-/// body = version (1 byte, now 1) ‖ postcard { network: 32 bytes, topics: [(topic: 32 bytes,
+/// body = version (1 byte) ‖ postcard { network: 32 bytes, topics: [(topic: 32 bytes,
 ///            line: 0 for 0.6, 1 for 0.7)], members: [
-///            { peer: 32 bytes, addrs: [SocketAddr], relay: Option<String> }, ... ] }
+///            { peer: 32 bytes, addrs: [SocketAddr], relay: Option<String>,
+///              in version 2 alone: ways: [(transport: String, addr: String)] }, ... ] }
 /// ```
+///
+/// The version is 1 where all members are reached by QUIC alone, so that older programs read it,
+/// and otherwise 2.
 ///
 /// base32 is RFC 4648's in lower case without padding.
 ///
@@ -43,7 +48,7 @@ use crate::{
 pub struct LogTicket {
     network: [u8; 32],
     topics: BTreeMap<Topic, Line>,
-    members: Vec<PeerAddr>,
+    members: Vec<MemberAddr>,
 }
 
 impl LogTicket {
@@ -60,14 +65,15 @@ impl LogTicket {
     ///
     /// What exceeds the limits is left out: topics and members after the first 64, addresses of a
     /// member after 16. Where the whole would not fit into 16 KiB of text, each member keeps fewer
-    /// addresses, and only then are members left out, the last first.
+    /// addresses, then fewer ways besides QUIC, and only then are members left out, the last first.
     #[must_use]
     pub fn new(
         network: [u8; 32],
         topics: impl IntoIterator<Item = (Topic, Line)>,
-        members: impl IntoIterator<Item = PeerAddr>,
+        members: impl IntoIterator<Item = impl Into<MemberAddr>>,
     ) -> Self {
-        let members = members.into_iter().take(Self::MEMBERS_MAX).map(portable);
+        let members = members.into_iter().take(Self::MEMBERS_MAX);
+        let members = members.map(|it| portable(it.into()));
         let mut ticket = Self {
             network,
             topics: topics.into_iter().take(Self::TOPICS_MAX).collect(),
@@ -78,10 +84,13 @@ impl LogTicket {
             if addrs_max > 1 {
                 addrs_max -= 1;
                 for member in &mut ticket.members {
-                    while member.addrs.len() > addrs_max {
-                        member.addrs.pop_last();
+                    let addrs = &mut member.quic_mut().addrs;
+                    while addrs.len() > addrs_max {
+                        addrs.pop_last();
                     }
                 }
+            } else if ticket.pop_way() {
+                // One way less, of the member that has the most.
             } else if ticket.members.pop().is_none() {
                 break;
             }
@@ -101,24 +110,26 @@ impl LogTicket {
         &self.topics
     }
 
-    /// The sync endpoints of the members: their names there are not those of the nodes.
+    /// The doors of the members: their names there are not those of the nodes.
     #[must_use]
-    pub fn members(&self) -> &[PeerAddr] {
+    pub fn members(&self) -> &[MemberAddr] {
         &self.members
     }
 }
 
-/// The version of the text form that this code writes and reads. Frozen format.
-const VERSION: u8 = 1;
+/// Members are reached by QUIC alone. Frozen format.
+const QUIC_ALONE: u8 = 1;
+/// Members are reached in other ways, too. Frozen format.
+const MANY_WAYS: u8 = 2;
 /// Bytes of the checksum. Frozen format.
 const CHECK_BYTES: usize = 4;
 
 /// What the body holds after the version. The order of the fields is format.
 #[derive(Serialize, Deserialize)]
-struct Inside {
+struct Inside<M> {
     network: [u8; 32],
     topics: Vec<(Topic, Line)>,
-    members: Vec<MemberLine>,
+    members: Vec<M>,
 }
 
 /// One member as it is written. The order of the fields is format.
@@ -129,26 +140,55 @@ struct MemberLine {
     relay: Option<String>,
 }
 
+/// One member in version 2: what was before, and the ways besides QUIC.
+type ManyWaysLine = (MemberLine, Vec<(String, String)>);
+
 /// The text form, without a secret in it.
 impl fmt::Display for LogTicket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let members = self.members.iter().map(|it| MemberLine {
-            peer: it.peer,
-            addrs: it.addrs.iter().copied().collect(),
-            relay: it.relay.clone(),
-        });
-        let inside = Inside {
-            network: self.network,
-            topics: self.topics.iter().map(|(it, line)| (*it, *line)).collect(),
-            members: members.collect(),
+        let many_ways = self.members.iter().any(|it| it.ways().next().is_some());
+        let mut body = vec![if many_ways { MANY_WAYS } else { QUIC_ALONE }];
+        let inside = match many_ways {
+            true => postcard::to_stdvec(&self.inside(|it| (line(it), ways(it)))),
+            false => postcard::to_stdvec(&self.inside(line)),
         };
-        let mut body = vec![VERSION];
-        body.extend(postcard::to_stdvec(&inside).map_err(|_| fmt::Error)?);
+        body.extend(inside.map_err(|_| fmt::Error)?);
         let check = check(&body);
         body.extend(check);
         f.write_str(Self::PREFIX)?;
         f.write_str(&BASE32_NOPAD.encode(&body).to_ascii_lowercase())
     }
+}
+
+impl LogTicket {
+    fn pop_way(&mut self) -> bool {
+        let members = self.members.iter_mut();
+        let most = members.max_by_key(|it| it.ways().count());
+        most.is_some_and(MemberAddr::pop_way)
+    }
+
+    fn inside<M>(&self, member: impl Fn(&MemberAddr) -> M) -> Inside<M> {
+        Inside {
+            network: self.network,
+            topics: self.topics.iter().map(|(it, line)| (*it, *line)).collect(),
+            members: self.members.iter().map(member).collect(),
+        }
+    }
+}
+
+fn line(member: &MemberAddr) -> MemberLine {
+    let quic = member.quic();
+    MemberLine {
+        peer: quic.peer,
+        addrs: quic.addrs.iter().copied().collect(),
+        relay: quic.relay.clone(),
+    }
+}
+
+fn ways(member: &MemberAddr) -> Vec<(String, String)> {
+    let ways = member.ways();
+    ways.map(|(name, addr)| (name.to_owned(), addr.to_owned()))
+        .collect()
 }
 
 impl FromStr for LogTicket {
@@ -165,16 +205,29 @@ impl FromStr for LogTicket {
         }
         let body = unseal(digits).ok_or(ParseLogTicketError::Damaged)?;
         let (version, rest) = body.split_first().ok_or(ParseLogTicketError::Malformed)?;
-        match *version {
-            VERSION => {}
+        let inside = match *version {
+            QUIC_ALONE => {
+                let inside = read::<MemberLine>(rest)?;
+                let members = inside.members.into_iter().map(|it| (it, Vec::new()));
+                Inside {
+                    members: members.collect(),
+                    network: inside.network,
+                    topics: inside.topics,
+                }
+            }
+            MANY_WAYS => {
+                let inside = read::<ManyWaysLine>(rest)?;
+                // A ticket has one text: the older one, where that is enough.
+                if inside.members.iter().all(|(_, ways)| ways.is_empty()) {
+                    return Err(ParseLogTicketError::Malformed);
+                }
+                inside
+            }
             0 => return Err(ParseLogTicketError::Malformed),
             found => return Err(ParseLogTicketError::Newer { found }),
-        }
-        let (inside, trailing) = postcard::take_from_bytes::<Inside>(rest)
-            .map_err(|_| ParseLogTicketError::Malformed)?;
+        };
         let topics: BTreeMap<Topic, Line> = inside.topics.iter().copied().collect();
-        if !trailing.is_empty()
-            || inside.members.len() > Self::MEMBERS_MAX
+        if inside.members.len() > Self::MEMBERS_MAX
             || inside.topics.len() > Self::TOPICS_MAX
             || topics.len() != inside.topics.len()
         {
@@ -183,14 +236,9 @@ impl FromStr for LogTicket {
         if inside.members.is_empty() {
             return Err(ParseLogTicketError::NoMembers);
         }
-        let members = inside.members.into_iter().map(|line| {
-            let many = line.addrs.len() > PeerAddr::ADDRS_MAX;
-            let mut addr = PeerAddr::new(line.peer, line.addrs);
-            addr.relay = line.relay;
-            match many || !addr.is_within_limits() {
-                true => Err(ParseLogTicketError::Malformed),
-                false => Ok(addr),
-            }
+        let members = inside.members.into_iter().map(|(line, ways)| {
+            let member = member(line, ways);
+            member.ok_or(ParseLogTicketError::Malformed)
         });
         Ok(Self {
             network: inside.network,
@@ -200,11 +248,31 @@ impl FromStr for LogTicket {
     }
 }
 
+fn read<'a, M: Deserialize<'a>>(bytes: &'a [u8]) -> Result<Inside<M>, ParseLogTicketError> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((inside, [])) => Ok(inside),
+        _ => Err(ParseLogTicketError::Malformed),
+    }
+}
+
+/// `None` if it is over the limits, or names a way twice.
+fn member(line: MemberLine, ways: Vec<(String, String)>) -> Option<MemberAddr> {
+    let many = line.addrs.len() > PeerAddr::ADDRS_MAX;
+    let mut quic = PeerAddr::new(line.peer, line.addrs);
+    quic.relay = line.relay;
+    let sound = !many && quic.is_within_limits();
+    let mut member = MemberAddr::from(quic);
+    let mut ways = ways.into_iter();
+    let sound = sound && ways.all(|(name, addr)| member.insert(name, addr));
+    sound.then_some(member)
+}
+
 /// Within the limits, and without what only this machine understands.
-fn portable(addr: PeerAddr) -> PeerAddr {
+fn portable(mut member: MemberAddr) -> MemberAddr {
     let plain = |addr: &SocketAddr| SocketAddr::new(addr.ip(), addr.port());
-    let addrs = addr.addrs.iter().map(plain).collect();
-    PeerAddr { addrs, ..addr }.capped()
+    let addrs = &mut member.quic_mut().addrs;
+    *addrs = addrs.iter().map(plain).collect();
+    member
 }
 
 /// The body of a text in which every bit counts, so that a ticket has one text.
@@ -240,7 +308,7 @@ pub enum ParseLogTicketError {
     #[error("this ticket is damaged: its checksum does not match; copy it again, whole")]
     Damaged,
     /// It was made by a newer release: update this program.
-    #[error("this ticket has format {found}, newer than this program's 1: update it")]
+    #[error("this ticket has format {found}, newer than this program's 2: update it")]
     Newer {
         /// The ticket's format version.
         found: u8,
@@ -288,13 +356,61 @@ mod tests {
         assert_eq!(ticket(1, 1).to_string(), text);
     }
 
+    fn with_ways(ticket: &LogTicket, ways: usize) -> LogTicket {
+        let member = |it: &MemberAddr| {
+            let way = |it: MemberAddr, at| it.with("http", &format!("http://192.0.2.1:{at}"));
+            (0..ways).fold(it.clone(), way)
+        };
+        LogTicket::new(
+            [9; 32],
+            ticket.topics.clone(),
+            ticket.members.iter().map(member),
+        )
+    }
+
+    #[test]
+    fn the_text_with_other_ways_is_frozen_too() {
+        let text = "";
+        let ticket = with_ways(&ticket(1, 1), 1);
+        assert_eq!(ticket.to_string(), text);
+        assert_eq!(text.parse(), Ok(ticket));
+    }
+
+    #[test]
+    fn a_version_without_need_and_ways_over_the_limits_are_refused() {
+        let ticket = ticket(1, 1);
+        let sealed = |ways: Vec<(String, String)>| {
+            let mut body = vec![MANY_WAYS];
+            let inside = ticket.inside(|it| (line(it), ways.clone()));
+            body.extend(postcard::to_stdvec(&inside).expect("it is plain data"));
+            body.extend(check(&body));
+            let digits = BASE32_NOPAD.encode(&body).to_ascii_lowercase();
+            format!("{}{digits}", LogTicket::PREFIX).parse::<LogTicket>()
+        };
+        let way = |at: usize| ("http".to_owned(), format!("http://192.0.2.1:{at}"));
+        assert!(sealed(vec![way(1)]).is_ok());
+        let many = (0..9).map(way).collect();
+        for ways in [Vec::new(), vec![way(1), way(1)], many] {
+            assert_eq!(sealed(ways), Err(ParseLogTicketError::Malformed));
+        }
+        for (name, addr) in [("", "a"), ("http", ""), ("quic", "192.0.2.1:1")] {
+            let ways = vec![(name.to_owned(), addr.to_owned())];
+            assert_eq!(sealed(ways), Err(ParseLogTicketError::Malformed));
+        }
+    }
+
     #[test]
     fn a_ticket_is_read_as_it_was_written_and_keeps_its_limits() {
         for (members, addrs) in [(1, 0), (3, 16), (64, 16), (80, 20)] {
             let ticket = ticket(members, addrs);
             let text = ticket.to_string();
             assert!(text.len() <= LogTicket::TEXT_BYTES_MAX, "{}", text.len());
-            assert_eq!(format!("\n {text}\n").parse(), Ok(ticket));
+            assert_eq!(format!("\n {text}\n").parse(), Ok(ticket.clone()));
+            let ticket = with_ways(&ticket, 9);
+            let text = ticket.to_string();
+            assert!(text.len() <= LogTicket::TEXT_BYTES_MAX, "{}", text.len());
+            assert_eq!(ticket.members.len(), members.min(64));
+            assert_eq!(text.parse(), Ok(ticket));
         }
     }
 
@@ -331,7 +447,7 @@ mod tests {
         #[test]
         fn garbage_under_a_right_checksum_never_panics(mut body: Vec<u8>) {
             if let Some(version) = body.first_mut() {
-                *version = VERSION;
+                *version = 1 + *version % 2;
             }
             let check = check(&body);
             body.extend(check);

@@ -5,10 +5,7 @@ use std::{fmt, future::Future, pin::Pin, time::Duration};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{chain::BadRun, outcome::Denied, stream::StreamFault};
-use crate::{
-    identity::{PeerAddr, PeerId},
-    log_store::Line,
-};
+use crate::{identity::PeerId, log_store::Line, sync::MemberAddr};
 
 /// What reaches members: QUIC by default, or whatever a program brings.
 ///
@@ -18,7 +15,7 @@ use crate::{
 /// - Dropping both halves gives everything of it back.
 pub trait Dial: Send + Sync + fmt::Debug + 'static {
     /// Opens a stream to a member, trying all of its addresses. Needs no deadline of its own.
-    fn dial<'a>(&'a self, member: &'a PeerAddr) -> DialFuture<'a>;
+    fn dial<'a>(&'a self, member: &'a MemberAddr) -> DialFuture<'a>;
 }
 
 /// What [`Dial::dial`] runs as.

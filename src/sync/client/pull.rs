@@ -22,14 +22,13 @@ use self::session::Session;
 use super::{
     dial::{Dial, MemberError, MemberFault},
     have::Have,
-    quic::QuicDial,
     retry::Rotation,
     status::{ClientWatch, PullStatus},
+    transport::{Identity, Secret, Transports},
 };
 use crate::{
-    identity::PeerAddr,
     log_store::{Line, Operation, Topic},
-    sync::LogTicket,
+    sync::{LogTicket, MemberAddr},
 };
 
 /// Runs that wait for the reader. A run has at most 1 MiB of headers and bodies, or one operation.
@@ -70,11 +69,29 @@ pub struct Pull {
     topic: Topic,
     line: Option<Line>,
     have: Have,
-    members: Vec<PeerAddr>,
-    dial: Arc<dyn Dial>,
+    members: Vec<MemberAddr>,
+    network: [u8; 32],
+    secret: Secret,
+    way: Way,
     pace: Pace,
     follow: bool,
     verify_all: bool,
+}
+
+/// How members are reached.
+#[derive(Clone, Debug)]
+pub(crate) enum Way {
+    Through(Transports),
+    Over(Arc<dyn Dial>),
+}
+
+impl Way {
+    pub(crate) fn dial(self, network: [u8; 32], secret: Secret) -> Arc<dyn Dial> {
+        match self {
+            Self::Through(transports) => transports.dialler(&Identity { network, secret }),
+            Self::Over(dial) => dial,
+        }
+    }
 }
 
 /// How long a client waits for members.
@@ -108,7 +125,9 @@ impl Pull {
             line: ticket.topics().get(&topic).copied(),
             have,
             members: ticket.members().to_vec(),
-            dial: Arc::new(QuicDial::new(ticket.network())),
+            network: ticket.network(),
+            secret: Secret::generate(),
+            way: Way::Through(Transports::default()),
             pace: Pace::default(),
             follow: true,
             verify_all: false,
@@ -138,10 +157,26 @@ impl Pull {
         self
     }
 
-    /// Goes another way than QUIC.
+    /// The transports by which members are reached, instead of all that there are
+    /// ([`Transports::default`]).
+    #[must_use]
+    pub fn through(mut self, transports: Transports) -> Self {
+        self.way = Way::Through(transports);
+        self
+    }
+
+    /// Under this secret key: for topics that admit peers by their name, which is its public half
+    /// ([`Secret::peer`]). By default under a new one.
+    #[must_use]
+    pub fn with_key(mut self, secret: impl Into<Secret>) -> Self {
+        self.secret = secret.into();
+        self
+    }
+
+    /// Goes a way of the program's own instead of transports.
     #[must_use]
     pub fn over(mut self, dial: Arc<dyn Dial>) -> Self {
-        self.dial = dial;
+        self.way = Way::Over(dial);
         self
     }
 
@@ -194,7 +229,7 @@ impl Pull {
                 status: Arc::clone(&status),
                 members: Arc::clone(&members),
             },
-            dial: self.dial,
+            dial: self.way.dial(self.network, self.secret),
             pace: self.pace,
         };
         Puller {
@@ -221,7 +256,7 @@ impl Members {
         }
     }
 
-    pub(crate) fn add(&self, addr: PeerAddr) {
+    pub(crate) fn add(&self, addr: MemberAddr) {
         self.with(|it| it.add(addr));
         self.added.notify_one();
     }
@@ -269,12 +304,12 @@ impl Task {
                     after: self.pace.dial_within,
                 }),
                 Ok(Err(why)) => Err(MemberFault::Unreachable(why)),
-                Ok(Ok(dialled)) => self.session.run(member.peer, dialled).await,
+                Ok(Ok(dialled)) => self.session.run(member.peer(), dialled).await,
             };
             let Err(fault) = ended else { return };
             tracing::debug!(member = %member, %fault, "a pull goes on with the next member");
             let error = MemberError {
-                member: member.peer,
+                member: member.peer(),
                 fault,
             };
             self.session.status.send_modify(|it| {
@@ -395,8 +430,8 @@ impl PullHandle {
 
     /// Another way to a member, or another member, which is asked next if nobody answers. At most
     /// [`LogTicket::MEMBERS_MAX`] members are kept.
-    pub fn add_address(&self, addr: PeerAddr) {
-        self.members.add(addr);
+    pub fn add_address(&self, addr: impl Into<MemberAddr>) {
+        self.members.add(addr.into());
     }
 
     /// Waits until the reader has taken everything that a member had, for the first time: somebody

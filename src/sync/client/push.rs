@@ -21,15 +21,14 @@ use self::session::{Session, Source};
 use super::{
     dial::{Dial, MemberError, MemberFault},
     outcome::PushOutcome,
-    pull::{Members, Pace},
-    quic::QuicDial,
+    pull::{Members, Pace, Way},
     retry::Rotation,
     status::{ClientWatch, PushStatus},
+    transport::{Secret, Transports},
 };
 use crate::{
-    identity::PeerAddr,
     log_store::{Author, Line, Operation, OperationId, Topic},
-    sync::LogTicket,
+    sync::{LogTicket, MemberAddr},
 };
 
 /// Batches that may be under way without an answer. A batch has at most 1 MiB of headers and
@@ -76,8 +75,10 @@ where
 pub struct Push {
     topic: Topic,
     line: Option<Line>,
-    members: Vec<PeerAddr>,
-    dial: Arc<dyn Dial>,
+    members: Vec<MemberAddr>,
+    network: [u8; 32],
+    secret: Secret,
+    way: Way,
     pace: Pace,
 }
 
@@ -89,7 +90,9 @@ impl Push {
             topic,
             line: ticket.topics().get(&topic).copied(),
             members: ticket.members().to_vec(),
-            dial: Arc::new(QuicDial::new(ticket.network())),
+            network: ticket.network(),
+            secret: Secret::generate(),
+            way: Way::Through(Transports::default()),
             pace: Pace::default(),
         }
     }
@@ -102,10 +105,26 @@ impl Push {
         self
     }
 
-    /// Goes another way than QUIC.
+    /// The transports by which members are reached, instead of all that there are
+    /// ([`Transports::default`]).
+    #[must_use]
+    pub fn through(mut self, transports: Transports) -> Self {
+        self.way = Way::Through(transports);
+        self
+    }
+
+    /// Under this secret key: for topics that admit peers by their name, which is its public half
+    /// ([`Secret::peer`]). By default under a new one.
+    #[must_use]
+    pub fn with_key(mut self, secret: impl Into<Secret>) -> Self {
+        self.secret = secret.into();
+        self
+    }
+
+    /// Goes a way of the program's own instead of transports.
     #[must_use]
     pub fn over(mut self, dial: Arc<dyn Dial>) -> Self {
-        self.dial = dial;
+        self.way = Way::Over(dial);
         self
     }
 
@@ -159,7 +178,7 @@ impl Push {
                 status,
                 members: Arc::clone(&members),
             },
-            dial: self.dial,
+            dial: self.way.dial(self.network, self.secret),
             pace: self.pace,
         };
         Pusher {
@@ -195,12 +214,12 @@ impl Task {
                     after: self.pace.dial_within,
                 }),
                 Ok(Err(why)) => Err(MemberFault::Unreachable(why)),
-                Ok(Ok(dialled)) => self.session.run(member.peer, dialled).await,
+                Ok(Ok(dialled)) => self.session.run(member.peer(), dialled).await,
             };
             let Err(fault) = ended else { continue };
             tracing::debug!(member = %member, %fault, "a push goes on with the next member");
             let error = MemberError {
-                member: member.peer,
+                member: member.peer(),
                 fault,
             };
             self.session.status.send_modify(|it| {
@@ -296,7 +315,7 @@ impl PushHandle {
 
     /// Another way to a member, or another member, which is asked next if nobody answers. At most
     /// [`LogTicket::MEMBERS_MAX`] members are kept.
-    pub fn add_address(&self, addr: PeerAddr) {
-        self.members.add(addr);
+    pub fn add_address(&self, addr: impl Into<MemberAddr>) {
+        self.members.add(addr.into());
     }
 }

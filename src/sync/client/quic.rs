@@ -1,37 +1,41 @@
-//! The client's protocol over QUIC: dialling members, and a server of this protocol alone.
+//! The client's protocol over QUIC.
 //!
 //! The name of the protocol is BLAKE3("quorate/logs/1" ‖ network id), raw. One connection carries
 //! one stream, which the client opens.
 
 use std::{
     fmt,
+    future::Future,
+    io,
     net::{Ipv4Addr, SocketAddr},
+    pin::Pin,
     sync::Arc,
+    task::{Context, Poll},
     time::Duration,
 };
 
 use iroh::{
     Endpoint, EndpointAddr, EndpointId, RelayMode, SecretKey, TransportAddr,
     endpoint::{
-        ConnectOptions, Incoming, NetReportConfig, PortmapperConfig, QuicTransportConfig, VarInt,
-        presets,
+        ConnectOptions, Incoming, NetReportConfig, PortmapperConfig, QuicTransportConfig,
+        RecvStream, VarInt, presets,
     },
 };
 use tokio::{
-    sync::{OnceCell, Semaphore},
-    task::JoinHandle,
-    time::timeout,
+    io::{AsyncRead, ReadBuf},
+    sync::OnceCell,
 };
 
 use super::{
+    super::member_addr::MemberAddr,
     dial::{Dial, DialError, DialFuture, Dialled},
-    server::{Admit, ServeLimits, serve_logs},
+    settings::Settings,
+    transport::{
+        AcceptFuture, Caller, Identity, ListenError, ListenFuture, Listener, Place, Secret,
+        Transport,
+    },
 };
-use crate::{
-    identity::{PeerAddr, PeerId},
-    log_store::{Line, Topic},
-    sync::LogTicket,
-};
+use crate::identity::{PeerAddr, PeerId};
 
 const PROTOCOL: &str = "quorate/logs/1";
 /// Silence after which a connection is gone.
@@ -41,8 +45,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(3);
 const WINDOW: u32 = 2 * 1024 * 1024;
 /// Bytes on their way to the other end without its acknowledgement.
 const SEND_WINDOW: u64 = 4 * 1024 * 1024;
-/// How long a stranger's handshake may take, and a client's goodbye.
-const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
+/// Any free port of every IPv4 interface.
+const ANYWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 /// The name of the protocol in a network.
 pub(crate) fn alpn(network: &[u8; 32]) -> Vec<u8> {
@@ -51,30 +55,73 @@ pub(crate) fn alpn(network: &[u8; 32]) -> Vec<u8> {
     hasher.finalize().as_bytes().to_vec()
 }
 
+/// The transport over QUIC, the default one: proven by the keys of both ends, encrypted, and with a
+/// socket of its own.
+///
+/// A member's door ([`Node::serve_sync`](crate::Node::serve_sync)) always speaks it, on the door's
+/// own socket.
+#[derive(Clone, Debug, Default)]
+pub struct Quic {
+    bind: Option<SocketAddr>,
+}
+
+impl Quic {
+    /// From a free port of every IPv4 interface. A listener keeps its port over restarts.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// From this address; port 0 is any free one.
+    #[must_use]
+    pub fn bind(mut self, addr: SocketAddr) -> Self {
+        self.bind = Some(addr);
+        self
+    }
+}
+
+impl Transport for Quic {
+    fn dialler(&self, identity: Identity) -> Arc<dyn Dial> {
+        let bind = self.bind.unwrap_or(ANYWHERE);
+        Arc::new(QuicDial::as_client(identity, bind))
+    }
+
+    fn listen(&self, place: Place) -> ListenFuture<'_> {
+        Box::pin(async move {
+            let listener = QuicListener::open(self.bind, &place).await?;
+            Ok(Box::new(listener) as Box<dyn Listener>)
+        })
+    }
+}
+
 /// Dials members over QUIC, under a key of its own that is new each time unless one is given. Binds
 /// its socket when it is first used, and again after it could not be bound.
 pub struct QuicDial {
-    network: [u8; 32],
+    identity: Identity,
     bind: SocketAddr,
-    secret: SecretKey,
-    endpoint: OnceCell<Endpoint>,
+    socket: OnceCell<Arc<Socket>>,
 }
 
 impl QuicDial {
-    /// For the members of the network with this id, from a free port of any interface.
+    /// For the members of the network with this id, from a free port of any interface, under a key
+    /// of its own that is new each time.
     #[must_use]
     pub fn new(network: [u8; 32]) -> Self {
-        Self::bound_to(network, (Ipv4Addr::UNSPECIFIED, 0).into())
+        Self::bound_to(network, ANYWHERE)
     }
 
     /// As [`QuicDial::new`], from this address.
     #[must_use]
     pub fn bound_to(network: [u8; 32], bind: SocketAddr) -> Self {
+        let secret = Secret::generate();
+        Self::as_client(Identity { network, secret }, bind)
+    }
+
+    fn as_client(identity: Identity, bind: SocketAddr) -> Self {
         Self {
-            network,
+            identity,
             bind,
-            secret: SecretKey::generate(),
-            endpoint: OnceCell::new(),
+            socket: OnceCell::new(),
         }
     }
 
@@ -87,40 +134,75 @@ impl QuicDial {
     /// assert_eq!(dial.id(), QuicDial::new([1; 32]).with_key([7; 32]).id());
     /// ```
     #[must_use]
-    pub fn with_key(mut self, secret: [u8; 32]) -> Self {
-        self.secret = SecretKey::from_bytes(&secret);
+    pub fn with_key(mut self, secret: impl Into<Secret>) -> Self {
+        self.identity.secret = secret.into();
         self
     }
 
     /// The name under which members see it.
     #[must_use]
     pub fn id(&self) -> PeerId {
-        PeerId::from_bytes(*self.secret.public().as_bytes())
+        self.identity.secret.peer()
     }
 
     async fn connect(&self, member: &PeerAddr) -> Result<Dialled, DialError> {
         let relay = member.relay.as_deref();
-        let endpoint = self
-            .endpoint
-            .get_or_try_init(|| bind(self.secret.clone(), self.bind, Vec::new(), relay))
-            .await?;
+        let secret = SecretKey::from_bytes(self.identity.secret.bytes());
+        let socket = self.socket.get_or_try_init(|| async {
+            let endpoint = bind(secret, self.bind, Vec::new(), relay).await?;
+            Ok::<_, DialError>(Arc::new(Socket(endpoint)))
+        });
+        let socket = Arc::clone(socket.await?);
         let options = ConnectOptions::new().with_transport_config(transport_config(0));
         let to = endpoint_addr(member)?;
-        let alpn = alpn(&self.network);
-        let connecting = endpoint.connect_with_opts(to, &alpn, options);
+        let alpn = alpn(&self.identity.network);
+        let connecting = socket.0.connect_with_opts(to, &alpn, options);
         let connection = connecting.await.map_err(DialError::new)?;
         let connection = connection.await.map_err(DialError::new)?;
         let (write, read) = connection.open_bi().await.map_err(DialError::new)?;
         Ok(Dialled {
-            read: Box::new(read),
+            read: Box::new(Read {
+                read,
+                _socket: socket,
+            }),
             write: Box::new(write),
         })
     }
 }
 
+/// A client's socket, for as long as somebody dials or reads with it. Then it is closed, so that
+/// members hear of the end at once.
+struct Socket(Endpoint);
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let endpoint = self.0.clone();
+        // Without a runtime there is nothing left that could carry it.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { endpoint.close().await });
+        }
+    }
+}
+
+/// What a member sends, and the socket on which it comes.
+struct Read {
+    read: RecvStream,
+    _socket: Arc<Socket>,
+}
+
+impl AsyncRead for Read {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        to: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        AsyncRead::poll_read(Pin::new(&mut self.read), cx, to)
+    }
+}
+
 impl Dial for QuicDial {
-    fn dial<'a>(&'a self, member: &'a PeerAddr) -> DialFuture<'a> {
-        Box::pin(self.connect(member))
+    fn dial<'a>(&'a self, member: &'a MemberAddr) -> DialFuture<'a> {
+        Box::pin(self.connect(member.quic()))
     }
 }
 
@@ -130,152 +212,86 @@ impl fmt::Debug for QuicDial {
     }
 }
 
-/// How to open a [`LogServer`].
-#[derive(Clone, Debug)]
-pub struct LogServerOptions {
-    /// The key of its endpoint, by which tickets name it. Default: a new one.
-    pub secret: [u8; 32],
-    /// Where to listen. Default: a free port of every IPv4 interface.
-    pub bind: SocketAddr,
-    /// The network that it is in. Default: BLAKE3("p2panda"), as of stock nodes.
-    pub network: [u8; 32],
-    /// Sessions at once; further clients are turned away. Default 256.
-    pub sessions_max: usize,
-    /// What each session may cost.
-    pub limits: ServeLimits,
+struct QuicListener {
+    endpoint: Endpoint,
 }
 
-impl Default for LogServerOptions {
-    fn default() -> Self {
-        Self {
-            secret: SecretKey::generate().to_bytes(),
-            bind: (Ipv4Addr::UNSPECIFIED, 0).into(),
-            network: *blake3::hash(b"p2panda").as_bytes(),
-            sessions_max: 256,
-            limits: ServeLimits::default(),
+impl QuicListener {
+    async fn open(wanted: Option<SocketAddr>, place: &Place) -> Result<Self, ListenError> {
+        let kept = Settings::read(place.kept.as_deref());
+        let mut failed = None;
+        for addr in kept.places(wanted, ANYWHERE) {
+            let alpns = vec![alpn(&place.network)];
+            let secret = SecretKey::from_bytes(place.secret.bytes());
+            match bind(secret, addr, alpns, None).await {
+                Ok(endpoint) => return Ok(Self { endpoint }),
+                Err(why) => failed = Some(ListenError::new(format_args!("{addr}: {why}"))),
+            }
         }
+        Err(failed.unwrap_or_else(|| ListenError::new("nowhere to listen")))
     }
 }
 
-/// Serves [`pull()`](super::pull()) and [`push()`](super::push()) over QUIC, and nothing else, on a
-/// socket of its own. Which topics to whom is the caller's [`Admit`] to say.
-pub struct LogServer {
-    endpoint: Endpoint,
-    network: [u8; 32],
-    accepting: JoinHandle<()>,
-}
-
-impl LogServer {
-    /// Binds the socket and serves.
-    ///
-    /// # Errors
-    /// The address cannot be bound.
-    pub async fn open(options: LogServerOptions, logs: Admit) -> Result<Self, ServerError> {
-        let alpns = vec![alpn(&options.network)];
-        let secret = SecretKey::from_bytes(&options.secret);
-        let endpoint = bind(secret, options.bind, alpns, None).await;
-        let endpoint = endpoint.map_err(|it| ServerError::Bind(it.to_string()))?;
-        let accepting = accept(
-            endpoint.clone(),
-            logs,
-            Arc::new(options.limits),
-            Arc::new(Semaphore::new(options.sessions_max)),
-        );
-        Ok(Self {
-            endpoint,
-            network: options.network,
-            accepting: tokio::spawn(accepting),
+impl Listener for QuicListener {
+    fn accept(&self) -> AcceptFuture<'_> {
+        Box::pin(async {
+            let incoming = self.endpoint.accept().await?;
+            Some(Box::pin(knock(incoming)) as _)
         })
     }
 
-    /// Where it can be dialled at the moment.
-    #[must_use]
-    pub fn addr(&self) -> PeerAddr {
-        let peer = PeerId::from_bytes(*self.endpoint.id().as_bytes());
+    fn addrs(&self) -> Vec<String> {
         let addr = self.endpoint.addr();
-        let mut local = PeerAddr::new(peer, addr.ip_addrs().copied());
-        if local.addrs.is_empty() {
+        let mut addrs: Vec<SocketAddr> = addr.ip_addrs().copied().collect();
+        if addrs.is_empty() {
             // No interface is up: clients on this machine still reach us.
             let port = |it: SocketAddr| SocketAddr::from((Ipv4Addr::LOCALHOST, it.port()));
-            local.addrs = self
+            addrs = self
                 .endpoint
                 .bound_sockets()
                 .into_iter()
                 .map(port)
                 .collect();
         }
-        local.capped()
+        addrs.iter().map(ToString::to_string).collect()
     }
 
-    /// A ticket to topics through this server and others.
-    #[must_use]
-    pub fn ticket(
-        &self,
-        topics: impl IntoIterator<Item = (Topic, Line)>,
-        others: impl IntoIterator<Item = PeerAddr>,
-    ) -> LogTicket {
-        let members = std::iter::once(self.addr()).chain(others);
-        LogTicket::new(self.network, topics, members)
-    }
-
-    /// Ends every session and gives the socket back.
-    pub async fn close(self) {
-        self.accepting.abort();
-        self.endpoint.close().await;
-    }
-}
-
-impl fmt::Debug for LogServer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LogServer").finish_non_exhaustive()
-    }
-}
-
-/// A [`LogServer`] could not be opened.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ServerError {
-    /// The address cannot be bound.
-    #[error("the address cannot be bound: {0}")]
-    Bind(String),
-}
-
-/// Accepts until the endpoint is closed; its sessions end with it.
-async fn accept(
-    endpoint: Endpoint,
-    logs: Admit,
-    limits: Arc<ServeLimits>,
-    sessions: Arc<Semaphore>,
-) {
-    let mut serving = tokio::task::JoinSet::new();
-    while let Some(incoming) = endpoint.accept().await {
-        while serving.try_join_next().is_some() {}
-        let Ok(session) = Arc::clone(&sessions).try_acquire_owned() else {
-            incoming.refuse();
-            continue;
+    fn settings(&self) -> String {
+        let settings = Settings {
+            bind: self.endpoint.bound_sockets().first().copied(),
+            urls: Vec::new(),
         };
-        let (logs, limits) = (Arc::clone(&logs), Arc::clone(&limits));
-        serving.spawn(async move {
-            if let Err(error) = client(incoming, &logs, &limits).await {
-                tracing::debug!(%error, "a client's session ended early");
-            }
-            drop(session);
-        });
+        settings.text()
+    }
+
+    fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(self.endpoint.close())
     }
 }
 
-async fn client(incoming: Incoming, logs: &Admit, limits: &ServeLimits) -> Result<(), DialError> {
-    let connection = timeout(HANDSHAKE_WITHIN, async {
-        let accepting = incoming.accept().map_err(DialError::new)?;
-        accepting.await.map_err(DialError::new)
-    });
-    let connection = connection.await.map_err(DialError::new)??;
-    let stream = timeout(limits.request_within, connection.accept_bi()).await;
-    let (write, read) = stream.map_err(DialError::new)?.map_err(DialError::new)?;
-    let served = serve_logs((read, write), logs, limits).await;
-    // The last words are on their way: the client closes when it has them.
-    let _ = timeout(HANDSHAKE_WITHIN, connection.closed()).await;
-    served.map_err(DialError::new)
+impl fmt::Debug for QuicListener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QuicListener").finish_non_exhaustive()
+    }
+}
+
+async fn knock(incoming: Incoming) -> Result<Caller, DialError> {
+    let accepting = incoming.accept().map_err(DialError::new)?;
+    let connection = accepting.await.map_err(DialError::new)?;
+    let (write, read) = connection.accept_bi().await.map_err(DialError::new)?;
+    Ok(Caller {
+        peer: PeerId::from_bytes(*connection.remote_id().as_bytes()),
+        read: Box::new(read),
+        write: Box::new(write),
+        gone: Box::pin(async move {
+            let _ = connection.closed().await;
+        }),
+    })
+}
+
+/// The name that a secret key proves.
+pub(super) fn peer_of(secret: &[u8; 32]) -> PeerId {
+    PeerId::from_bytes(*SecretKey::from_bytes(secret).public().as_bytes())
 }
 
 async fn bind(

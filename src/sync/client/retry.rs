@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{identity::PeerAddr, sync::LogTicket};
+use crate::sync::{LogTicket, MemberAddr};
 
 /// The members that a client knows, in turn.
 ///
@@ -11,7 +11,7 @@ use crate::{identity::PeerAddr, sync::LogTicket};
 ///   doubles up to a limit.
 #[derive(Debug)]
 pub(crate) struct Rotation {
-    members: Vec<PeerAddr>,
+    members: Vec<MemberAddr>,
     at: usize,
     /// Failures in a row, without progress.
     failures: u32,
@@ -20,7 +20,7 @@ pub(crate) struct Rotation {
 }
 
 impl Rotation {
-    pub(crate) fn new(members: Vec<PeerAddr>, pause_min: Duration, pause_max: Duration) -> Self {
+    pub(crate) fn new(members: Vec<MemberAddr>, pause_min: Duration, pause_max: Duration) -> Self {
         Self {
             members,
             at: 0,
@@ -36,7 +36,7 @@ impl Rotation {
     }
 
     /// Whom to ask; `None` if nobody is known.
-    pub(crate) fn current(&self) -> Option<&PeerAddr> {
+    pub(crate) fn current(&self) -> Option<&MemberAddr> {
         self.members.get(self.at)
     }
 
@@ -63,15 +63,13 @@ impl Rotation {
     }
 
     /// One more address: of a member that is known, or of a new one, which is asked next.
-    pub(crate) fn add(&mut self, addr: PeerAddr) {
-        let found = self.members.iter_mut().find(|it| it.peer == addr.peer);
+    pub(crate) fn add(&mut self, addr: MemberAddr) {
+        let found = self.members.iter_mut().find(|it| it.peer() == addr.peer());
         if let Some(known) = found {
-            known.addrs.extend(addr.addrs);
-            known.relay = addr.relay.or(known.relay.take());
-            *known = known.clone().capped();
+            known.merge(addr);
         } else if self.members.len() < LogTicket::MEMBERS_MAX {
             let next = (self.at + usize::from(self.failures == 0)).min(self.members.len());
-            self.members.insert(next, addr.capped());
+            self.members.insert(next, addr);
         }
     }
 }
@@ -79,10 +77,10 @@ impl Rotation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::PeerId;
+    use crate::identity::{PeerAddr, PeerId};
 
-    fn member(at: u8) -> PeerAddr {
-        PeerAddr::new(PeerId::from_bytes([at; 32]), [])
+    fn member(at: u8) -> MemberAddr {
+        PeerAddr::new(PeerId::from_bytes([at; 32]), []).into()
     }
 
     fn rotation(count: u8) -> Rotation {
@@ -115,7 +113,9 @@ mod tests {
         it.failed(1.0);
         it.add(member(9));
         assert_eq!(it.current(), Some(&member(9)), "while nobody answers");
-        let addr = PeerAddr::new(member(0).peer, ["192.0.2.1:1".parse().expect("an address")]);
+        let addr = member(0)
+            .with("quic", "192.0.2.1:1")
+            .with("http", "http://a");
         it.add(addr.clone());
         assert_eq!(it.members.len(), 3);
         assert!(it.members.contains(&addr));

@@ -11,8 +11,8 @@ use quorate::{
     GroupKey, Node, PeerAddr, PeerId,
     log_store::{AuthorKey, Draft, Line, LogStore, Logs, Operation, Topic},
     sync::{
-        Access, Admit, Denied, Dial, DialError, DialFuture, Dialled, LogTicket, ServeLimits,
-        serve_logs,
+        Access, Admit, Denied, Dial, DialError, DialFuture, Dialled, LogTicket, MemberAddr,
+        ServeLimits, serve_logs,
     },
 };
 use tokio::{io::DuplexStream, task::JoinHandle};
@@ -145,9 +145,9 @@ impl fmt::Debug for Ways {
 }
 
 impl Dial for Ways {
-    fn dial<'a>(&'a self, member: &'a PeerAddr) -> DialFuture<'a> {
+    fn dial<'a>(&'a self, member: &'a MemberAddr) -> DialFuture<'a> {
         Box::pin(async move {
-            let stream = self.stream(member.peer);
+            let stream = self.stream(member.peer());
             let (read, write) = tokio::io::split(stream.ok_or(DialError::new("it is down"))?);
             Ok(Dialled {
                 read: Box::new(read),
@@ -172,19 +172,24 @@ impl Writer {
     }
 
     pub(crate) fn next(&mut self) -> Operation {
-        self.write(false)
+        self.write(false, 100)
     }
 
     pub(crate) fn prune(&mut self) -> Operation {
-        self.write(true)
+        self.write(true, 100)
     }
 
     pub(crate) fn many(&mut self, count: usize) -> Vec<Operation> {
         (0..count).map(|_| self.next()).collect()
     }
 
-    fn write(&mut self, prune: bool) -> Operation {
-        let body = Some(vec![7; 100].into());
+    /// Operations with bodies of so many bytes.
+    pub(crate) fn many_of(&mut self, count: usize, body: usize) -> Vec<Operation> {
+        (0..count).map(|_| self.write(false, body)).collect()
+    }
+
+    fn write(&mut self, prune: bool, body: usize) -> Operation {
+        let body = Some(vec![7; body].into());
         let draft = match &self.last {
             Some(last) => Draft::after(last, 7, body),
             None => Draft::first(LINE, topic().log_id(), 7, body),

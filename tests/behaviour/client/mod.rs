@@ -1,6 +1,6 @@
 //! Our own outside client against real members: groups, servers, and streams between them.
 
-mod ground;
+pub(crate) mod ground;
 mod pulls;
 mod pushes;
 mod serves;

@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Duration};
 use futures_util::StreamExt;
 use quorate::{
     log_store::Operation,
-    sync::{Denied, Have, LogServer, LogServerOptions, MemberFault, Pull, Puller, QuicDial},
+    sync::{
+        Denied, Have, LogServer, LogServerOptions, MemberFault, Pull, Puller, Quic, QuicDial,
+        Transports,
+    },
 };
 
 use super::ground::{Ground, STUCK, Writer, append, member, soon, topic};
@@ -198,8 +201,9 @@ async fn quic_carries_it_and_a_second_server_takes_over() {
     let mut servers = Vec::new();
     for _ in 0..2 {
         let logs = ground.logs[0].clone();
+        let quic = Quic::new().bind(([127, 0, 0, 1], 0).into());
         let options = LogServerOptions {
-            bind: ([127, 0, 0, 1], 0).into(),
+            transports: Transports::none().with("quic", quic),
             ..LogServerOptions::default()
         };
         let admit = Arc::new(move |_, _| Ok(logs.clone()));
@@ -220,7 +224,7 @@ async fn quic_carries_it_and_a_second_server_takes_over() {
     let serving = puller.status().member.expect("somebody serves");
     let at = servers
         .iter()
-        .position(|it| it.addr().peer == serving)
+        .position(|it| it.addr().peer() == serving)
         .expect("one of ours");
     soon("it closes", servers.remove(at).close()).await;
     taken.extend(take(&mut puller, all.len() - 3_000).await);

@@ -20,7 +20,7 @@ use super::super::{
 use crate::{
     identity::{PeerAddr, PeerId},
     log_store::{AuthorKey, Draft, Line, Operation, RawOperation, Topic},
-    sync::LogTicket,
+    sync::{LogTicket, MemberAddr},
 };
 
 pub(super) const LINE: Line = Line::V07;
@@ -76,9 +76,14 @@ impl fmt::Debug for Stage {
 }
 
 impl Dial for Stage {
-    fn dial<'a>(&'a self, member: &'a PeerAddr) -> DialFuture<'a> {
+    fn dial<'a>(&'a self, member: &'a MemberAddr) -> DialFuture<'a> {
         Box::pin(async move {
-            let script = self.0.lock().expect("no panic").get(&member.peer).cloned();
+            let script = self
+                .0
+                .lock()
+                .expect("no panic")
+                .get(&member.peer())
+                .cloned();
             let script = script.ok_or_else(|| DialError::new("it is down"))?;
             let (near, far) = tokio::io::duplex(STREAM_BYTES);
             tokio::spawn(script(Client::new(far)));

@@ -1,0 +1,95 @@
+//! What a listener wants to find again after a restart, as text: a line a setting.
+//!
+//! ```text
+//! bind 0.0.0.0:8080
+//! url https://logs.example.org
+//! ```
+//!
+//! Lines that are not known are skipped, so that a newer release may write more.
+
+use std::net::SocketAddr;
+
+const BIND: &str = "bind";
+const URL: &str = "url";
+
+/// What was kept, read; or what is to be kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Settings {
+    /// Where it listened, with the port it had.
+    pub(crate) bind: Option<SocketAddr>,
+    /// How it is called from outside.
+    pub(crate) urls: Vec<String>,
+}
+
+impl Settings {
+    pub(crate) fn read(text: Option<&str>) -> Self {
+        let mut settings = Self::default();
+        for line in text.unwrap_or_default().lines() {
+            match line.split_once(' ') {
+                Some((BIND, addr)) => settings.bind = addr.parse().ok(),
+                Some((URL, url)) => settings.urls.push(url.to_owned()),
+                _ => {}
+            }
+        }
+        settings
+    }
+
+    pub(crate) fn text(&self) -> String {
+        let bind = self.bind.iter().map(|it| format!("{BIND} {it}\n"));
+        let urls = self.urls.iter().map(|it| format!("{URL} {it}\n"));
+        bind.chain(urls).collect()
+    }
+
+    /// Where to try to listen, in this order: where the program says; a port that it leaves open is
+    /// the one that it was.
+    pub(crate) fn places(
+        &self,
+        wanted: Option<SocketAddr>,
+        default: SocketAddr,
+    ) -> Vec<SocketAddr> {
+        let open = |addr: SocketAddr| addr.port() == 0;
+        match (wanted, self.bind) {
+            (Some(wanted), _) if !open(wanted) => vec![wanted],
+            (Some(wanted), Some(kept)) if wanted.ip() == kept.ip() => vec![kept, wanted],
+            (Some(wanted), _) => vec![wanted],
+            (None, Some(kept)) => vec![kept, (kept.ip(), 0).into()],
+            (None, None) => vec![default],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addr(text: &str) -> SocketAddr {
+        text.parse().expect("an address")
+    }
+
+    #[test]
+    fn what_is_kept_is_read_again_and_what_is_unknown_is_skipped() {
+        let kept = Settings {
+            bind: Some(addr("[::]:8080")),
+            urls: vec!["https://a.example/b c".into(), "http://b.example".into()],
+        };
+        let text = format!("{}later 1\n\nbind\n", kept.text());
+        assert_eq!(Settings::read(Some(&text)), kept);
+        assert_eq!(Settings::read(None), Settings::default());
+    }
+
+    #[test]
+    fn what_a_start_leaves_open_is_as_it_was() {
+        let default = addr("0.0.0.0:0");
+        let kept = Settings {
+            bind: Some(addr("127.0.0.1:81")),
+            urls: Vec::new(),
+        };
+        let places = |wanted: Option<&str>| kept.places(wanted.map(addr), default);
+        assert_eq!(places(Some("127.0.0.1:80")), [addr("127.0.0.1:80")]);
+        let again = [addr("127.0.0.1:81"), addr("127.0.0.1:0")];
+        assert_eq!(places(Some("127.0.0.1:0")), again);
+        assert_eq!(places(None), again);
+        assert_eq!(places(Some("0.0.0.0:0")), [default]);
+        assert_eq!(Settings::default().places(None, default), [default]);
+    }
+}
