@@ -11,8 +11,9 @@ export CARGO_TARGET_DIR ?= $(HOME)/.cache/quorate/target
 
 # RocksDB's build needs libclang: found, or fetched once.
 NATIVE := native="$$(.ci/libclang)" && eval "$$native" &&
-# With the places where a test may end the process; without being told to, none of them does.
-TESTED := --features failpoints
+# With HTTP, and with the places where a test may end the process; without being told to, none of
+# them does.
+TESTED := --features failpoints,http
 
 # Stock nodes are built in workspaces of their own, outside of the clone as well.
 STOCK ?= $(HOME)/.cache/quorate/interop

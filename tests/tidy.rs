@@ -69,6 +69,12 @@ const HOMES: &[(&str, &[&str])] = &[
     ("blake3", &["src/log_store/", "src/sync/"]),
     ("cbor_core", &["src/streams/message.rs"]),
     ("minicbor", &["src/log_store/operation", "src/sync/"]),
+    ("axum", &["src/sync/client/http/"]),
+    ("http_body", &["src/sync/client/http/"]),
+    ("hyper", &["src/sync/client/http/"]),
+    ("hyper_util", &["src/sync/client/http/"]),
+    ("rustls", &["src/sync/client/http/"]),
+    ("tokio_rustls", &["src/sync/client/http/"]),
 ];
 
 const FILE_LINES_MAX: usize = 600;

@@ -370,7 +370,12 @@ mod tests {
 
     #[test]
     fn the_text_with_other_ways_is_frozen_too() {
-        let text = "";
+        let text = concat!(
+            "quoratelogs1aieqscijbeeqscijbeeqscijbeeqscijbeeqscijbeeqscijbeeqsarldhsw",
+            "exerynyvqr25rm5jatrmgmeyqjmamgips3bg4y2kyiqtpea5vflwa5z47w3hnfmiyolo4bfk",
+            "emexdefseiczvl2ogfewhdc67caaaeaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+            "aaaaaaaaaaiayaaaeaibaaaqi2duorybe2duorydulzpge4telrqfyzc4mj2gcuosfrv",
+        );
         let ticket = with_ways(&ticket(1, 1), 1);
         assert_eq!(ticket.to_string(), text);
         assert_eq!(text.parse(), Ok(ticket));

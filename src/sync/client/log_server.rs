@@ -12,7 +12,7 @@ use tokio::{sync::Semaphore, task::JoinHandle, time::timeout};
 use super::{
     super::member_addr::{MemberAddr, QUIC},
     quic::Quic,
-    server::{Admit, ServeLimits, serve_logs},
+    server::{Admit, ServeError, ServeLimits, serve_logs},
     transport::{Caller, ListenError, Listener, Place, Secret, Transports},
 };
 use crate::{
@@ -239,6 +239,14 @@ impl Listeners {
     }
 }
 
+/// Whether something was said last that the client may still read.
+pub(crate) fn said_goodbye(served: &Result<(), ServeError>) -> bool {
+    !matches!(
+        served,
+        Err(ServeError::Stalled | ServeError::Lost { .. } | ServeError::QuorumLost)
+    )
+}
+
 /// Accepts until the listener is closed; its sessions end with it.
 async fn accept(
     listener: Arc<dyn Listener>,
@@ -262,11 +270,14 @@ async fn accept(
             let Caller {
                 read, write, gone, ..
             } = caller;
-            if let Err(error) = serve_logs((read, write), &logs, &limits).await {
+            let served = serve_logs((read, write), &logs, &limits).await;
+            if let Err(error) = &served {
                 tracing::debug!(%error, "a client's session ended early");
             }
-            // The last words are on their way.
-            let _ = timeout(GOODBYE_WITHIN, gone).await;
+            if said_goodbye(&served) {
+                // The last words are on their way.
+                let _ = timeout(GOODBYE_WITHIN, gone).await;
+            }
             drop(session);
         });
     }

@@ -121,7 +121,7 @@ async fn a_push_goes_on_at_another_member_and_commits_once(kind: Kind) {
 async fn answers_that_nobody_reads_hold_the_push_back(kind: Kind) {
     let (ground, carrier) = (Ground::open(1).await, Carrier::new(kind));
     let server = carrier.serve(&ground.logs[0]).await;
-    let all = Writer::new(1).many(40_000);
+    let all = Writer::new(1).many(36_000);
     let pusher = carrier.push(&[server.addr()]);
     let mut pusher = pusher.start(stream::iter(all.clone()));
     let first = soon("an answer", pusher.next()).await;

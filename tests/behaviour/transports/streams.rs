@@ -135,7 +135,7 @@ where
     let (bad, listener) = carrier.listen(None).await;
     let good = carrier.serve(&ground.logs[0]).await;
     let pull = carrier.pull(&[bad.clone(), good.addr()], Have::new());
-    let puller = pull.silent_after(Duration::from_secs(6)).start();
+    let puller = pull.silent_after(Duration::from_secs(2)).start();
     let handle = puller.handle();
     let taking = async {
         let taken: Vec<Operation> = soon("the operations", puller.take(50).collect()).await;

@@ -29,6 +29,8 @@
 mod body;
 mod dial;
 mod listen;
+#[cfg(test)]
+mod tests;
 mod tls;
 
 use std::{net::SocketAddr, sync::Arc};
@@ -54,7 +56,7 @@ const HEADERS_MAX: usize = 64;
 /// as they come; see the guide in the README.
 ///
 /// A member listens with it beside QUIC when it is among
-/// [`SyncOptions::transports`](crate::sync::SyncOptions::transports), and its tickets name the URLs;
+/// its [`Transports`](super::Transports), and its tickets name the URLs;
 /// a client uses it without being told, where a ticket names one.
 ///
 /// ```
