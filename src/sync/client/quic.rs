@@ -24,6 +24,7 @@ use iroh::{
 use tokio::{
     io::{AsyncRead, ReadBuf},
     sync::OnceCell,
+    time::{Instant, sleep},
 };
 
 use super::{
@@ -45,6 +46,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(3);
 const WINDOW: u32 = 2 * 1024 * 1024;
 /// Bytes on their way to the other end without its acknowledgement.
 const SEND_WINDOW: u64 = 4 * 1024 * 1024;
+/// How long a port that was kept may still be taken.
+const FORMER_PORT_WAIT: Duration = Duration::from_secs(1);
 /// Any free port of every IPv4 interface.
 const ANYWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
@@ -221,11 +224,21 @@ impl QuicListener {
         let kept = Settings::read(place.kept.as_deref());
         let mut failed = None;
         for addr in kept.places(wanted, ANYWHERE) {
-            let alpns = vec![alpn(&place.network)];
-            let secret = SecretKey::from_bytes(place.secret.bytes());
-            match bind(secret, addr, alpns, None).await {
-                Ok(endpoint) => return Ok(Self { endpoint }),
-                Err(why) => failed = Some(ListenError::new(format_args!("{addr}: {why}"))),
+            let give_up = Instant::now() + FORMER_PORT_WAIT;
+            loop {
+                let alpns = vec![alpn(&place.network)];
+                let secret = SecretKey::from_bytes(place.secret.bytes());
+                match bind(secret, addr, alpns, None).await {
+                    Ok(endpoint) => return Ok(Self { endpoint }),
+                    // The former socket of this very process may be about to close.
+                    Err(_) if kept.bind == Some(addr) && Instant::now() < give_up => {
+                        sleep(FORMER_PORT_WAIT / 50).await;
+                    }
+                    Err(why) => {
+                        failed = Some(ListenError::new(format_args!("{addr}: {why}")));
+                        break;
+                    }
+                }
             }
         }
         Err(failed.unwrap_or_else(|| ListenError::new("nowhere to listen")))

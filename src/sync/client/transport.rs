@@ -118,7 +118,8 @@ pub type ListenFuture<'a> =
     Pin<Box<dyn Future<Output = Result<Box<dyn Listener>, ListenError>> + Send + 'a>>;
 /// What [`Listener::accept`] runs as.
 pub type AcceptFuture<'a> = Pin<Box<dyn Future<Output = Option<Knock>> + Send + 'a>>;
-/// Somebody who knocks: runs the handshake; has no deadline of its own. Dropping it turns them away.
+/// Somebody who knocks: runs the handshake, without a deadline of its own. Dropping it turns them
+/// away.
 pub type Knock = Pin<Box<dyn Future<Output = Result<Caller, DialError>> + Send>>;
 
 /// Where a member listens.

@@ -11,11 +11,11 @@
 //! HTTP is the carrier and no more. Who is at the other end, and that nobody on the way has read or
 //! changed a byte, is proven end to end by the session inside, with the keys that QUIC has: raw
 //! public keys (RFC 7250), the name of the protocol in the network as ALPN, no resumption, no early
-//! data. So a proxy or a middleman, also one that ends the TLS of an `https` URL, can delay and cut,
-//! and see that a session is there, where it goes and how much it carries; it cannot read, forge an
-//! answer, or pass for a client. That is why the certificate of an `https` URL is not looked at: it
-//! would prove nothing that the session does not, and networks that pass nothing else often put one
-//! of their own there.
+//! data. So a proxy or a middleman, also one that ends the TLS of an `https` URL, can delay and
+//! cut, and see that a session is there, where it goes and how much it carries; it cannot read,
+//! forge an answer, or pass for a client. That is why the certificate of an `https` URL is not
+//! looked at: it would prove nothing that the session does not, and networks that pass nothing else
+//! often put one of their own there.
 //!
 //! Both bodies flow at once, and a full socket holds back whoever writes. A proxy must pass them on
 //! as they come: nginx needs `proxy_http_version 1.1`, `proxy_buffering off` and
