@@ -46,6 +46,11 @@ macro_rules! on_both_lines {
     };
 }
 
+use on_both_lines;
+
+#[path = "interop/streams.rs"]
+mod streams;
+
 on_both_lines! {
     a_stock_node_that_dials_catches_up;
     a_stock_node_that_is_dialled_catches_up;

@@ -14,6 +14,7 @@ pub use self::notes::{
 };
 use super::{
     error::{ChainRefused, LogRefused},
+    hearsay::Hearsay,
     ingest::InFlight,
     operation::{Author, Line, LogId, Operation, Topic},
     publisher::Publishers,
@@ -58,6 +59,7 @@ pub struct LogStore {
     table: Table,
     in_flight: Arc<InFlight>,
     publishers: Arc<Publishers>,
+    hearsay: Arc<Hearsay>,
     /// False if nothing waits to be swept; what it says follows from the table.
     sweeping: Sweeping,
 }
@@ -77,6 +79,7 @@ pub struct LogView {
     pub(super) table: TableView,
     pub(super) in_flight: Arc<InFlight>,
     pub(super) publishers: Arc<Publishers>,
+    pub(super) hearsay: Arc<Hearsay>,
 }
 
 impl LogStore {
@@ -345,6 +348,7 @@ impl StateMachine for LogStore {
             table: self.table.view(),
             in_flight: Arc::clone(&self.in_flight),
             publishers: Arc::clone(&self.publishers),
+            hearsay: Arc::clone(&self.hearsay),
         }
     }
 

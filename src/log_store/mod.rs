@@ -5,6 +5,7 @@
 //! and holds one log an author, whose id is [`Topic::log_id`].
 
 mod error;
+mod hearsay;
 mod ingest;
 mod machine;
 #[cfg(test)]
@@ -19,9 +20,11 @@ use std::{fmt, io, ops::RangeBounds, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
+use tokio::sync::broadcast;
 
 pub(crate) use self::{
     error::NoteError,
+    hearsay::{Origin, SessionEnd, SessionNews},
     publisher::Publisher,
     reader::{Note, Stored},
     subscribe::{Commits, Committed, Quorate},
@@ -40,7 +43,7 @@ pub use self::{
     publisher::{PUBLISH_BYTES_MAX, PUBLISHES_MAX, PublishError, Published, Publishing},
     reader::Heights,
 };
-use self::{ingest::InFlight, publisher::Publishers, reader::Limits};
+use self::{hearsay::Hearsay, ingest::InFlight, publisher::Publishers, reader::Limits};
 use crate::{
     group::{ExecuteError, Group},
     machine::{Moment, TableView},
@@ -102,6 +105,7 @@ pub struct Logs {
     group: Group<LogStore>,
     in_flight: Arc<InFlight>,
     publishers: Arc<Publishers>,
+    hearsay: Arc<Hearsay>,
 }
 
 /// An operation is in the store, on a quorum.
@@ -131,6 +135,7 @@ impl Logs {
             group,
             in_flight: view.in_flight,
             publishers: view.publishers,
+            hearsay: view.hearsay,
         }
     }
 
@@ -502,6 +507,26 @@ impl Logs {
     /// As [`Logs::subscribe`], for who wants to know how far it has looked.
     pub(crate) fn commits(&self, topic: Topic, from: u64) -> Commits {
         Commits::new(self.clone(), topic, from)
+    }
+
+    /// Notes where an operation came in at this member, before it is proposed.
+    pub(crate) fn came_in(&self, id: OperationId, origin: Origin) {
+        self.hearsay.came_in(id, origin);
+    }
+
+    /// Where an operation came in, if that is remembered.
+    pub(crate) fn origin(&self, id: OperationId) -> Option<Origin> {
+        self.hearsay.origin(id)
+    }
+
+    /// Tells those that hear at this member of a session with an outsider.
+    pub(crate) fn tell_session(&self, news: SessionNews) {
+        self.hearsay.tell(news);
+    }
+
+    /// What is told of sessions from now on.
+    pub(crate) fn hear_sessions(&self) -> broadcast::Receiver<SessionNews> {
+        self.hearsay.hear()
     }
 
     /// Writes one author's log of a topic: the same one for all who ask on this member.

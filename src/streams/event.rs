@@ -3,7 +3,10 @@
 use std::{fmt, sync::Arc};
 
 use super::{acks::Acks, error::AckError, message::DecodeError};
-use crate::log_store::{Author, LogError, Operation, OperationId};
+use crate::{
+    identity::PeerId,
+    log_store::{Author, LogError, Operation, OperationId},
+};
 
 /// What happens in a topic, in its order.
 #[derive(Clone, Debug)]
@@ -34,6 +37,27 @@ pub enum StreamEvent<M> {
         /// The number of the oldest.
         oldest: u64,
     },
+    /// A session with an outsider begins, in this topic at this member's door. Each chunk that a
+    /// p2panda node is sent is a session, and such nodes begin two at a time. Told in the order in
+    /// which they begin and end, beside the messages, and left out where a slow consumer has missed
+    /// some.
+    SyncStarted {
+        /// Who.
+        peer: PeerId,
+    },
+    /// A session with an outsider has ended; what it brought is committed or refused.
+    SyncEnded {
+        /// Who.
+        peer: PeerId,
+        /// Operations it was sent.
+        sent: u64,
+        /// Operations it brought.
+        received: u64,
+        /// Of those, taken now; the others were held before, or refused.
+        appended: u64,
+        /// What went wrong, in words.
+        error: Option<String>,
+    },
     /// Acknowledgements cannot be written at the moment. They are tried on; until then a restart
     /// delivers their messages again.
     AcksDelayed {
@@ -48,7 +72,12 @@ pub enum StreamEvent<M> {
 pub enum Source {
     /// Published by this member.
     Own,
-    /// Another member published or took it, or this one before it was started again.
+    /// Handed to this member by [`TopicStream::import`](super::TopicStream::import).
+    Import,
+    /// Pushed to this member by an outsider. It need not be the author.
+    Sync(PeerId),
+    /// Another member published or took it. Or this one took it before the subscription began:
+    /// that is not remembered for long, and not over a restart.
     Elsewhere,
 }
 

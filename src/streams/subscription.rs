@@ -4,7 +4,7 @@ use std::{fmt, marker::PhantomData, sync::Arc};
 
 use futures_util::{Stream, stream};
 use serde::de::DeserializeOwned;
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 
 use super::{
     acks::Acks,
@@ -13,7 +13,9 @@ use super::{
     event::{Received, Source, StreamEvent},
     message,
 };
-use crate::log_store::{Author, Commits, LogError, Logs, Operation, Topic};
+use crate::log_store::{
+    Author, Commits, LogError, Logs, Operation, Origin, SessionEnd, SessionNews, Topic,
+};
 
 /// Where a subscription begins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -60,7 +62,9 @@ pub enum Acknowledge {
 pub struct Subscription<M> {
     topic: Topic,
     own: Author,
+    logs: Logs,
     commits: Commits,
+    sessions: broadcast::Receiver<SessionNews>,
     acknowledge: Acknowledge,
     acks: Arc<Acks>,
     progress: watch::Receiver<Progress>,
@@ -90,6 +94,8 @@ impl<M> Subscription<M> {
         from: StreamFrom,
         acknowledge: Acknowledge,
     ) -> Result<Self, SubscribeError> {
+        // From before the look at what is there: what comes in from then on is told where from.
+        let sessions = logs.hear_sessions();
         let name = match from {
             StreamFrom::Start => Err(0),
             StreamFrom::Number(number) => Err(number),
@@ -108,6 +114,8 @@ impl<M> Subscription<M> {
             topic,
             own,
             commits: logs.commits(topic, from),
+            sessions,
+            logs,
             acknowledge,
             progress: acks.progress(),
             moves: acks.moves(),
@@ -202,6 +210,8 @@ impl<M: DeserializeOwned> Subscription<M> {
             biased;
             // Without a cursor nobody tells, for ever.
             Ok(()) = self.progress.changed() => return self.look_at_progress(),
+            // It closes with the group, which the others tell.
+            Ok(news) = self.sessions.recv() => return self.session_event(news),
             Ok(()) = self.moves.changed(), if wait_for_room => {}
             commit = self.commits.next(), if !wait_for_room => match commit {
                 Ok(Some(commit)) => self.spare = Some(commit),
@@ -210,6 +220,28 @@ impl<M: DeserializeOwned> Subscription<M> {
             },
         }
         None
+    }
+
+    fn session_event(&self, news: SessionNews) -> Option<StreamEvent<M>> {
+        let SessionNews { topic, peer, ended } = news;
+        if topic != self.topic {
+            return None;
+        }
+        Some(match ended {
+            None => StreamEvent::SyncStarted { peer },
+            Some(SessionEnd {
+                sent,
+                received,
+                appended,
+                error,
+            }) => StreamEvent::SyncEnded {
+                peer,
+                sent,
+                received,
+                appended,
+                error,
+            },
+        })
     }
 
     fn look_at_progress(&mut self) -> Option<StreamEvent<M>> {
@@ -252,9 +284,11 @@ impl<M: DeserializeOwned> Subscription<M> {
             self.last = Some(number);
         }
         let decoded = message::decode(operation.line(), &body);
-        let source = match operation.author() == self.own {
-            true => Source::Own,
-            false => Source::Elsewhere,
+        let source = match self.logs.origin(operation.id()) {
+            _ if operation.author() == self.own => Source::Own,
+            Some(Origin::Import) => Source::Import,
+            Some(Origin::Sync(peer)) => Source::Sync(peer),
+            None => Source::Elsewhere,
         };
         let received = Received {
             message: (),

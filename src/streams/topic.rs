@@ -15,8 +15,8 @@ use super::{
 use crate::{
     group::Group,
     log_store::{
-        Author, AuthorKey, Line, LogError, LogStore, Logs, Operation, Outcome, PublishError,
-        Publisher, Publishing, Topic,
+        Author, AuthorKey, Line, LogError, LogStore, Logs, Operation, Origin, Outcome,
+        PublishError, Publisher, Publishing, Topic,
     },
 };
 
@@ -164,6 +164,10 @@ impl TopicStream {
         I: IntoIterator<Item = Operation>,
         I::IntoIter: Send + 'static,
     {
+        let logs = self.logs.clone();
+        let operations = operations.into_iter().inspect(move |it| {
+            logs.came_in(it.id(), Origin::Import);
+        });
         self.logs.append_many(self.topic, operations)
     }
 }

@@ -49,11 +49,14 @@
 //! ```text
 //! ready <id> <ip:port>
 //! processed <topic> <author> <operation> <body bytes> <sync|local|import>
+//! message <topic> <operation> <text>
 //! failed <topic> <error>
 //! sync-started <topic> <session> <remote> <incoming operations> <incoming bytes>
 //! sync-ended <topic> <session> <remote> <received operations> <sent operations> ok|<error>
 //! ephemeral <topic> <author> <text>
 //! ```
+//!
+//! `message` follows `processed` where the decoded text has at most 200 bytes, in one line.
 //!
 //! A session that goes on to be live tells `sync-ended ... ok` when it has caught up, and once
 //! more, with the reason, when it breaks. Operations of its own are `processed` as `local`. One
@@ -456,6 +459,10 @@ fn tell_event(topic: Topic, event: StreamEvent<String>) {
             say(format_args!(
                 "processed {topic} {author} {id} {bytes} {source}"
             ));
+            if operation.message().len() <= 200 {
+                let text = one_line(operation.message());
+                say(format_args!("message {topic} {id} {text}"));
+            }
         }
         StreamEvent::SyncStarted {
             remote_node_id,

@@ -24,6 +24,7 @@
 //! - Nobody is served what the group has not admitted them to, and a stranger is remembered only
 //!   as a request.
 
+mod account;
 mod admission;
 mod backoff;
 mod claims;

@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use super::{
-    Shared,
+    Shared, account,
     admission::{Admitted, shown},
     inbound::Inbound,
     lately::Lately,
@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     identity::PeerId,
-    log_store::{Heights, Line, OperationId, Topic},
+    log_store::{Heights, Line, OperationId, Origin, Topic},
     net::WireError,
     sync::{
         codec::Limits,
@@ -93,6 +93,7 @@ pub(super) async fn run(
         .map_err(|_| SyncError::unexpected("no session was begun in time"))?
         .map_err(SyncError::unexpected)?;
     connection.admit();
+    account::open(shared, &agreed);
     let mut running = Running::new(shared, agreed, send, recv);
     let ended = running.drive().await;
     let ended = match ended {
@@ -287,8 +288,10 @@ impl<'a> Running<'a> {
             Event::TheirHave(theirs) => self.decide(theirs).await?,
             Event::TheirPlan { .. } | Event::TheirDone => {}
             Event::Operation { header, body } | Event::Live { header, body } => {
-                let id = *blake3::hash(&header).as_bytes();
-                self.came_from.remember(OperationId::from_bytes(id));
+                let id = OperationId::from_bytes(*blake3::hash(&header).as_bytes());
+                self.came_from.remember(id);
+                let origin = Origin::Sync(self.agreed.peer);
+                self.shared.logs.came_in(id, origin);
                 self.take(header, body);
             }
             Event::Closed | Event::Ended if self.step == Step::Live => {
@@ -555,19 +558,14 @@ impl<'a> Running<'a> {
         let wrong = told.wrong();
         let again = told.again.load(Relaxed);
         peers.echo(peer, topic, wrong.authors);
-        peers.with(peer, topic, |it| {
-            it.told.sessions += 1;
-            it.told.sent += self.sent;
-            it.told.received += told.received.load(Relaxed);
-            it.told.appended += told.appended.load(Relaxed);
-            it.told.refused += told.refused.load(Relaxed);
-            it.told.put_off += again;
-            match (&ended, wrong.last) {
-                (Err(error), _) => it.told.last_error = Some(error.to_string()),
-                (Ok(_), Some(wrong)) => it.told.last_error = Some(wrong),
-                (Ok(_), None) => it.told.last_success = Some(SystemTime::now()),
-            }
-        });
+        account::close(
+            self.shared,
+            &self.agreed,
+            self.sent,
+            &told,
+            wrong.last,
+            &ended,
+        );
         match ended {
             // What did not fit, or came after a gap, is asked for again.
             Ok(End::Look(_) | End::Closed) if again > 0 => Ok(End::Ask),

@@ -6,7 +6,7 @@ use futures_util::{StreamExt, TryStreamExt, future::join_all};
 use quorate::{
     config::Config,
     log_store::{Draft, Line, LogRefused, LogStore, Operation, Refusal, Topic},
-    streams::{PublishError, StreamEvent, TopicStream},
+    streams::{PublishError, Source, StreamEvent, TopicStream},
 };
 
 use super::{
@@ -328,12 +328,14 @@ async fn foreign_operations_are_imported() {
         .try_collect()
         .await
         .expect("read");
+    let mut live = from_start(&chats[0]).await;
     let outcomes: Vec<_> = chats[0]
         .import(exported)
         .try_collect()
         .await
         .expect("a quorum");
     assert!(outcomes.iter().map(|it| it.number()).eq((0..20).map(Some)));
+    assert_eq!(heard(&mut live).await.source, Source::Import);
     let mut inbox = from_start(&chats[0]).await;
     assert!(matches!(
         event(&mut inbox).await,

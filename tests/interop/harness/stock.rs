@@ -30,6 +30,8 @@ pub(crate) struct Seen {
     /// Per topic, the operations that reached the application, and how many of them came twice.
     pub(crate) processed: BTreeMap<String, BTreeSet<String>>,
     pub(crate) processed_again: usize,
+    /// Per topic, the texts that its application got, by operation.
+    pub(crate) messages: BTreeMap<String, BTreeMap<String, String>>,
     /// Per topic, the operations it wrote itself, in their order.
     pub(crate) published: BTreeMap<String, Vec<String>>,
     publishes_done: usize,
@@ -294,6 +296,12 @@ impl Seen {
                 let (topic, _author, id) = (word(), word(), word());
                 let fresh = self.processed.entry(topic).or_default().insert(id);
                 self.processed_again += usize::from(!fresh);
+            }
+            "message" => {
+                let (topic, id) = (word(), word());
+                let text = line.splitn(4, ' ').nth(3).unwrap_or_default();
+                let of_topic = self.messages.entry(topic).or_default();
+                of_topic.insert(id, text.to_owned());
             }
             "failed" => self.failed.push(line.to_owned()),
             "sync-started" => self.syncs_started += 1,
