@@ -125,7 +125,7 @@ async fn whoever_finds_one_door_finds_them_all() {
             door.shared.doors.is_door(other)
         })
         .await;
-        let members: Vec<_> = door.ticket().members().iter().map(|it| it.peer).collect();
+        let members: Vec<_> = door.ticket().members().iter().map(|it| it.peer()).collect();
         assert_eq!(members, [door.id(), other]);
         for line in Line::ALL {
             let infos = door.shared.doors.infos(line);
