@@ -148,7 +148,7 @@ pub use self::{
         Transports, pull, push, serve_logs,
     },
     member_addr::MemberAddr,
-    outsiders::{Admission, Decision, Outsiders, OutsidersError, Request, Rights, Who},
+    outsiders::{Admission, Decision, KnownPeer, Outsiders, OutsidersError, Request, Rights, Who},
     protocol::{
         Cause, Fault, FromSync, SyncError, SyncFuture, SyncProtocol, SyncRead, SyncSink, SyncWrite,
         TopicMap, TopicQuery,

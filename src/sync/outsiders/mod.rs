@@ -2,23 +2,29 @@
 //!
 //! ```text
 //!  sync/topic/<topic>          who may read, who may push          Admission
+//!  sync/known/<peer>           its name, where it is, how it went last              KnownPeer
 //!  sync/asked/<topic><peer>    what a peer asked for, and whether it got it     Standing
 //! ```
 //!
 //! These are notes of the group: the same at every member, on a quorum's disks before a change is
 //! answered, changed only from what was read. Each door follows them (`serve/admission.rs`).
 
+mod register;
 mod rules;
 
 use std::{fmt, time::SystemTime};
 
 use bytes::Bytes;
 
-pub use self::rules::{Admission, Decision, Rights, Who};
+pub(crate) use self::register::{CLAIMS, Entry, REGISTER_MAX, Went, entry_name, register_prefix};
 use self::rules::{LISTED_MAX, rules_name};
 pub(crate) use self::rules::{
     Noted, Standing, Verdict, asked_of, decode, encode, judge, rules_prefix, standing_name,
     standings_prefix, topic_of,
+};
+pub use self::{
+    register::KnownPeer,
+    rules::{Admission, Decision, Rights, Who},
 };
 use crate::{
     identity::{PeerAddr, PeerId},
@@ -108,6 +114,9 @@ pub enum OutsidersError {
     /// The group keeps as many notes as it may.
     #[error("the group keeps as many notes as it may: withdraw topics or forget peers first")]
     TooManyNotes,
+    /// A name that no peer can have.
+    #[error("a peer's name has 1 to 64 bytes and no control characters")]
+    BadName,
     /// Others have changed the same thing at the same time, again and again.
     #[error("others change the same thing at the same time: look at it, then decide again")]
     Contended,

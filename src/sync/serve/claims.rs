@@ -24,9 +24,9 @@ use super::{Shared, peers::Rank};
 use crate::{
     identity::{PeerAddr, PeerId},
     log_store::{Expected, Line, LogError, NoteError, NoteRefused, NoteVersion, Topic},
+    sync::outsiders::CLAIMS as PREFIX,
 };
 
-const PREFIX: &[u8] = b"sync/peer/";
 /// Peers with a claim; those beyond are served without one.
 const CLAIMS_MAX: usize = 4_096;
 /// Topics named in a claim.

@@ -97,6 +97,7 @@ async fn kept(shared: &Arc<Shared>, peer: PeerId, topic: Topic, moved: &Arc<Noti
                     shared.release(peer).await;
                 }
                 let text = error.to_string();
+                shared.registers(peer, Some(text.clone()));
                 shared
                     .peers
                     .look(peer, topic, |it| it.told.last_error = Some(text));

@@ -40,6 +40,7 @@ mod patience;
 mod peers;
 mod places;
 mod rate;
+mod register;
 mod session;
 mod shake;
 mod status;
@@ -69,6 +70,7 @@ use self::{
     peers::{Counted, Peers, Rank},
     places::Places,
     rate::Rates,
+    register::Register,
     topic::Feed,
 };
 pub use self::{
@@ -160,6 +162,7 @@ struct Shared {
     gossips: Arc<Places>,
     admissions: Arc<Admissions>,
     rates: Arc<Rates>,
+    register: Register,
     infos: Infos,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -223,6 +226,7 @@ impl Sync {
             gossips: Places::new(GOSSIPS_MAX, GOSSIPS_OF_PEER_MAX),
             admissions: Arc::default(),
             rates,
+            register: Register::default(),
             infos: Infos::default(),
             kept: Arc::new(Semaphore::new(KEPT_MAX)),
             dials: Semaphore::new(DIALS_MAX),
@@ -235,6 +239,7 @@ impl Sync {
             tracing::warn!(%error, "who may be served cannot be read");
         }
         shared.look_at_topics();
+        shared.run(register::tell(Arc::clone(&shared)));
         shared.run(admission::watch(Arc::clone(&shared)));
         shared.run(watch_quorum(Arc::clone(&shared)));
         shared.run(watch_topics(Arc::clone(&shared)));

@@ -294,6 +294,19 @@ impl Peers {
         theirs.unwrap_or_default()
     }
 
+    /// A peer has everything, and is told what is new. True if that was not so before.
+    pub(super) fn went_live(&self, peer: PeerId, topic: Topic) -> bool {
+        let fresh = self.with(peer, topic, |it| {
+            let fresh = !std::mem::replace(&mut it.told.live, true);
+            if fresh {
+                it.told.last_success = Some(SystemTime::now());
+                it.told.last_error = None;
+            }
+            fresh
+        });
+        fresh == Some(true)
+    }
+
     /// How many operations went to a peer, and came from it and were new.
     pub(super) fn exchanged(&self, peer: PeerId, topic: Topic) -> u64 {
         let exchanged = self.look(peer, topic, |it| it.told.sent + it.told.appended);

@@ -3,7 +3,7 @@
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -448,13 +448,9 @@ impl<'a> Running<'a> {
 
     fn went_live(&mut self) {
         let Agreed { peer, topic, .. } = self.agreed;
-        self.shared.peers.with(peer, topic, |it| {
-            if !it.told.live {
-                it.told.live = true;
-                it.told.last_success = Some(SystemTime::now());
-                it.told.last_error = None;
-            }
-        });
+        if self.shared.peers.went_live(peer, topic) {
+            self.shared.registers(peer, None);
+        }
     }
 
     /// Sends what is new, unless the peer has it.
@@ -557,6 +553,11 @@ impl<'a> Running<'a> {
         inbound.finish().await;
         let wrong = told.wrong();
         let again = told.again.load(Relaxed);
+        if self.agreed.slot.is_some() {
+            let failed = ended.as_ref().err().map(ToString::to_string);
+            self.shared
+                .registers(peer, failed.or_else(|| wrong.last.clone()));
+        }
         peers.echo(peer, topic, wrong.authors);
         account::close(
             self.shared,

@@ -3,4 +3,5 @@
 mod ground;
 mod lists;
 mod quotas;
+mod register;
 mod requests;
