@@ -1,8 +1,9 @@
-# make demo    three nodes, the leader killed, nothing lost (FILE=path: of that file's lines)
-# make test    all tests; with cargo-nextest where it is installed
-# make interop stock p2panda nodes of both lines sync with a group; builds them first
-# make lint    layout, clippy and documentation, warnings denied
-# make bench   the figures of benches/README.md
+# make demo       three nodes, the leader killed, nothing lost (FILE=path: of that file's lines)
+# make demo-sync  three nodes serve two stock p2panda nodes, the serving one killed; builds those
+# make test       all tests; with cargo-nextest where it is installed
+# make interop    stock p2panda nodes of both lines sync with a group; builds them first
+# make lint       layout, clippy and documentation, warnings denied
+# make bench      the figures of benches/README.md
 #
 # `demo` and `test` build with one profile, so RocksDB, which takes minutes, is compiled once.
 
@@ -19,10 +20,13 @@ TESTED := --features failpoints,http
 STOCK ?= $(HOME)/.cache/quorate/interop
 STOCK_NODES := QUORATE_STOCK_06=$(STOCK)-0.6/debug/stock QUORATE_STOCK_07=$(STOCK)-0.7/debug/stock
 
-.PHONY: demo test interop interop-long stock lint format clippy doc bench
+.PHONY: demo demo-sync test interop interop-long stock lint format clippy doc bench
 
 demo:
 	@$(NATIVE) cargo run --example survive -- $(FILE)
+
+demo-sync: stock
+	@$(NATIVE) $(STOCK_NODES) cargo run --example superpeer
 
 test:
 	@$(NATIVE) if cargo nextest --version > /dev/null 2>&1; \

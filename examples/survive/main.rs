@@ -5,9 +5,10 @@
 //! two thirds it is started again. In the end all three states are compared with the file and with
 //! each other; the exit code is 1 if an acknowledged line is missing, doubled or changed.
 
-mod cluster;
 mod ledger;
 mod member;
+#[path = "../processes/mod.rs"]
+mod processes;
 mod verdict;
 
 use std::{
@@ -18,30 +19,58 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use cluster::{Answer, Cluster};
 use indicatif::{ProgressBar, ProgressStyle};
+use processes::{Answer, Said, child};
 use verdict::Verdict;
+
+type Cluster = processes::Cluster<Told>;
 
 /// Lines under way at once.
 const WINDOW: usize = 1_024;
 /// The process that every line goes through.
 const FOLLOWER: usize = 1;
-/// How long nothing may happen before this gives up.
-const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a member says beside what all say.
+#[derive(Debug)]
+enum Told {
+    /// Who leads; `None` when that was the member asked, which is handing over.
+    Leader(Option<String>),
+    /// A line is acknowledged, in this term; 0 when that is not known.
+    Done { line: usize, term: u64 },
+    /// What became of a line was unknown; it is asked for again.
+    Unknown,
+    /// A line will not be replicated; why.
+    Failed(String),
+    /// Its state is written.
+    Dumped,
+}
+
+impl Said for Told {
+    fn parse(word: &str, rest: &str) -> Option<Self> {
+        Some(match word {
+            "leader" => Self::Leader((!rest.is_empty()).then(|| rest.into())),
+            "done" => {
+                let (line, term) = rest.split_once(' ')?;
+                Self::Done {
+                    line: line.parse().ok()?,
+                    term: term.parse().ok()?,
+                }
+            }
+            "unknown" => Self::Unknown,
+            "failed" => Self::Failed(rest.into()),
+            "dumped" => Self::Dumped,
+            _ => return None,
+        })
+    }
+}
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
-    let mut arguments = std::env::args_os().skip(1);
-    let first = arguments.next();
-    if first.as_deref().is_some_and(|it| it == "--member") {
-        let directory = arguments.next().context("--member wants a directory")?;
-        let filter = tracing_subscriber::EnvFilter::try_from_default_env();
-        let logs = tracing_subscriber::fmt().with_writer(std::io::stderr);
-        logs.with_env_filter(filter.unwrap_or_else(|_| "off".into()))
-            .init();
-        member::serve(Path::new(&directory)).await?;
+    if let Some(directory) = child::directory()? {
+        member::serve(&directory).await?;
         return Ok(ExitCode::SUCCESS);
     }
+    let first = std::env::args_os().nth(1);
     let own = || {
         let clone = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| ".".into());
         Path::new(&clone).join("Cargo.lock")
@@ -85,13 +114,13 @@ async fn survive(file: &Path) -> anyhow::Result<Verdict> {
     println!("comparing the states of all three");
     let mut states = Vec::new();
     for number in 0..3 {
-        let path = cluster.dump_of(number);
+        let path = root.path().join(format!("state-{number}"));
         cluster
             .tell(number, &format!("dump {}", path.display()))
             .await?;
         loop {
-            match hear(&mut cluster).await? {
-                (from, Answer::Dumped) if from == number => break,
+            match cluster.hear().await? {
+                (from, Answer::Said(Told::Dumped)) if from == number => break,
                 (from, Answer::Ended) => bail!("process {from} ended before it had written"),
                 _ => {}
             }
@@ -174,8 +203,9 @@ impl Run {
             _ => self.total,
         };
         while self.put < end && self.put - self.done < WINDOW {
+            let head = format!("line {} ", self.put);
             cluster
-                .put_line(FOLLOWER, self.put, lines[self.put])
+                .put(FOLLOWER, &[head.as_bytes(), lines[self.put]])
                 .await?;
             self.put += 1;
         }
@@ -184,7 +214,7 @@ impl Run {
 
     /// Takes in the answers that are there, at least one.
     async fn take(&mut self, cluster: &mut Cluster) -> anyhow::Result<()> {
-        let mut next = Some(hear(cluster).await?);
+        let mut next = Some(cluster.hear().await?);
         while let Some((number, answer)) = next {
             self.note(cluster, number, answer).await?;
             next = cluster.heard();
@@ -197,10 +227,10 @@ impl Run {
         &mut self,
         cluster: &mut Cluster,
         number: usize,
-        answer: Answer,
+        answer: Answer<Told>,
     ) -> anyhow::Result<()> {
         match answer {
-            Answer::Done { line, term } => {
+            Answer::Said(Told::Done { line, term }) => {
                 self.done += usize::from(!std::mem::replace(&mut self.acknowledged[line], true));
                 let new = term > self.term;
                 self.term = self.term.max(term);
@@ -209,8 +239,8 @@ impl Run {
                     self.say(format!("a new leader acknowledges, in term {term}"));
                 }
             }
-            Answer::Unknown => self.unknown += 1,
-            Answer::Leader(Some(name)) => {
+            Answer::Said(Told::Unknown) => self.unknown += 1,
+            Answer::Said(Told::Leader(Some(name))) => {
                 let leader = cluster
                     .number_of(&name)
                     .context("the leader is one of ours")?;
@@ -220,12 +250,14 @@ impl Run {
                 self.say(format!("SIGKILL for the leader, process {leader}"));
             }
             // It was the one that we write through, and it has handed over.
-            Answer::Leader(None) => cluster.tell(FOLLOWER, "leader").await?,
+            Answer::Said(Told::Leader(None)) => cluster.tell(FOLLOWER, "leader").await?,
             Answer::Ready(_) => {
                 self.leader = Leader::Returned;
                 self.say(format!("process {number} is back and has caught up"));
             }
-            Answer::Failed(why) => bail!("process {number} could not replicate line {why}"),
+            Answer::Said(Told::Failed(why)) => {
+                bail!("process {number} could not replicate line {why}")
+            }
             Answer::Ended if matches!(self.leader, Leader::Killed(it) if it == number) => {}
             Answer::Ended => bail!("process {number} ended by itself"),
             other => bail!("process {number} answered {other:?}, unasked"),
@@ -253,14 +285,9 @@ impl Run {
     async fn wait_for_return(&mut self, cluster: &mut Cluster) -> anyhow::Result<()> {
         self.say("every line is acknowledged".into());
         while let Leader::Restarted = self.leader {
-            let (number, answer) = hear(cluster).await?;
+            let (number, answer) = cluster.hear().await?;
             self.note(cluster, number, answer).await?;
         }
         Ok(())
     }
-}
-
-async fn hear(cluster: &mut Cluster) -> anyhow::Result<(usize, Answer)> {
-    let heard = tokio::time::timeout(PATIENCE, cluster.hear()).await;
-    heard.with_context(|| format!("no answer from any process in {PATIENCE:?}"))?
 }

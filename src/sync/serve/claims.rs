@@ -10,7 +10,7 @@
 //! [`doors`](super::doors).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -59,6 +59,8 @@ struct Known {
     /// The last change of any note that was read.
     through: Option<NoteVersion>,
     claims: BTreeMap<PeerId, (Claim, NoteVersion)>,
+    /// Whom nobody served when this member last looked.
+    free: BTreeSet<PeerId>,
 }
 
 /// A peer that is served, or was.
@@ -103,10 +105,16 @@ impl Shared {
         server.is_some_and(|it| it != self.here() && self.reaches(it))
     }
 
-    /// Claims a peer that has asked for, or answered in, a topic. False if another member that can
-    /// be reached serves it, or no quorum says so.
+    /// Claims a peer that has asked for, or answered in, a topic, or finds that it is claimed here:
+    /// from what the group knows, never from an old state. False if another member that can be
+    /// reached serves it, or no quorum says so.
     pub(super) async fn claim(&self, peer: PeerId, topic: Topic, line: Line) -> bool {
         for _ in 0..TRIES {
+            // A member that was down reads that it serves whom another one has taken over since.
+            let confirmed = timeout(WRITE_MAX, self.logs.confirmed_now()).await;
+            if !matches!(confirmed, Ok(Ok(()))) {
+                return false;
+            }
             let Ok(held) = self.read_claim(peer) else {
                 return false;
             };
@@ -240,34 +248,45 @@ impl Shared {
                 let peer = PeerId::from_bytes(peer.try_into().ok()?);
                 Some((peer, (decode(&note.value)?, note.version)))
             });
-            *self.claims.locked() = Known {
-                through: changed,
-                claims: read.collect(),
-            };
+            let read = read.collect();
+            let mut known = self.claims.locked();
+            (known.through, known.claims) = (changed, read);
         }
         let here = Some(self.here());
         let mut free = Vec::new();
         let mut ours = Vec::new();
-        for (peer, (claim, _)) in &self.claims.locked().claims {
-            if claim.server == here {
-                ours.push((*peer, claim.clone()));
-            } else if claim.server.is_none_or(|it| !self.reaches(it)) {
-                free.push((*peer, claim.clone()));
+        let former = {
+            let mut known = self.claims.locked();
+            for (peer, (claim, _)) in &known.claims {
+                if claim.server == here {
+                    ours.push((*peer, claim.clone()));
+                } else if claim.server.is_none_or(|it| !self.reaches(it)) {
+                    free.push((*peer, claim.clone()));
+                }
             }
-        }
+            let now = free.iter().map(|it| it.0).collect();
+            std::mem::replace(&mut known.free, now)
+        };
         for (peer, claim) in ours {
             self.serve_claimed(peer, &claim);
         }
         for (peer, claim) in free {
-            if claim.topics.iter().all(|it| self.is_kept(peer, it.0)) {
+            let fell = !former.contains(&peer);
+            if !fell && claim.topics.iter().all(|it| self.is_kept(peer, it.0)) {
                 continue;
             }
             // Dialled first: whoever the peer answers claims it, and one of several does.
             let shared = Arc::clone(self);
             self.run(async move {
                 sleep(JITTER.mul_f64(rand::random_range(0.0..=1.0))).await;
-                if !shared.is_served_elsewhere(peer) {
-                    shared.serve_claimed(peer, &claim);
+                if shared.is_served_elsewhere(peer) {
+                    return;
+                }
+                shared.serve_claimed(peer, &claim);
+                // A task that dials it already, or will, looks again only after a while.
+                for (topic, _) in claim.topics.iter().filter(|_| fell) {
+                    let peers = &shared.peers;
+                    peers.look(peer, *topic, |it| it.moved.notify_one());
                 }
             });
         }

@@ -87,7 +87,7 @@ pub(super) async fn answer(shared: &Arc<Shared>, connection: &Connection) -> Res
         let line = line.ok_or_else(|| SyncError::encoding("discovery of no line we know"))?;
         let mut bob = Discovery::bob(line, local(shared, connection.remote(), line));
         bob.received(first)?;
-        let found = talk(bob, send, recv, false).await?;
+        let found = talk(bob, send, recv).await?;
         Ok::<_, SyncError>((line, found))
     };
     let answered = timeout(SESSION_MAX, answering).await;
@@ -112,7 +112,7 @@ pub(super) async fn ask(
         let connection = dialling.await.map_err(SyncError::unexpected)?;
         let (send, recv) = connection.open().await.map_err(SyncError::unexpected)?;
         let alice = Discovery::alice(line, local(shared, addr.peer, line));
-        let found = talk(alice, send, recv, true).await?;
+        let found = talk(alice, send, recv).await?;
         // Bob closes once he has read ours.
         let _ = timeout(Duration::from_secs(1), connection.closed()).await;
         Ok::<_, SyncError>(found)
@@ -123,20 +123,13 @@ pub(super) async fn ask(
     Ok(())
 }
 
-async fn talk(
-    mut side: Discovery,
-    mut send: Send,
-    mut recv: Recv,
-    finish: bool,
-) -> Result<Found, SyncError> {
+async fn talk(mut side: Discovery, mut send: Send, mut recv: Recv) -> Result<Found, SyncError> {
     loop {
         while let Some(bytes) = side.poll_transmit() {
             send.write_all(bytes).await.map_err(SyncError::unexpected)?;
         }
         if side.is_done() {
-            if finish {
-                send.finish();
-            }
+            send.finish();
             return Ok(side.found().clone());
         }
         match recv.read().await.map_err(SyncError::unexpected)? {

@@ -55,7 +55,7 @@ impl Connection {
     /// The connection is gone.
     pub(crate) async fn open(&self) -> Result<(Send, Recv), WireError> {
         let (send, recv) = self.0.open_bi().await.map_err(WireError::new)?;
-        Ok((Send(send), Recv(recv)))
+        Ok((Send::new(send), Recv(recv)))
     }
 
     /// The next stream the other end opens. Cancel-safe.
@@ -64,7 +64,7 @@ impl Connection {
     /// The connection is gone.
     pub(crate) async fn accept(&self) -> Result<(Send, Recv), WireError> {
         let (send, recv) = self.0.accept_bi().await.map_err(WireError::new)?;
-        Ok((Send(send), Recv(recv)))
+        Ok((Send::new(send), Recv(recv)))
     }
 
     /// Like [`Connection::accept`], as plain bytes.
@@ -101,16 +101,29 @@ impl Connection {
 }
 
 /// The sending half of a stream.
-pub(crate) struct Send(iroh::endpoint::SendStream);
+///
+/// Dropped before [`Send::finish`], also by a task that is cancelled, it is reset: an end in good
+/// order that comes too early makes a stock node of line 0.6 read on for ever.
+pub(crate) struct Send {
+    stream: iroh::endpoint::SendStream,
+    finished: bool,
+}
 
 impl Send {
+    fn new(stream: iroh::endpoint::SendStream) -> Self {
+        Self {
+            stream,
+            finished: false,
+        }
+    }
+
     /// Takes some of `chunks` from the front, at least one byte; what is left stays there.
     /// Cancel-safe.
     ///
     /// # Errors
     /// The stream or the connection is gone.
     pub(crate) async fn write(&mut self, chunks: &mut &mut [Bytes]) -> Result<(), WireError> {
-        let written = self.0.write_many_chunks(chunks).await;
+        let written = self.stream.write_many_chunks(chunks).await;
         written.map(drop).map_err(WireError::new)
     }
 
@@ -119,13 +132,23 @@ impl Send {
     /// # Errors
     /// The stream or the connection is gone.
     pub(crate) async fn write_all(&mut self, bytes: Bytes) -> Result<(), WireError> {
-        self.0.write_chunk(bytes).await.map_err(WireError::new)
+        self.stream.write_chunk(bytes).await.map_err(WireError::new)
     }
 
     /// No more will be written.
     pub(crate) fn finish(&mut self) {
+        self.finished = true;
         // Fails only where it was finished or reset before.
-        let _ = self.0.finish();
+        let _ = self.stream.finish();
+    }
+}
+
+impl Drop for Send {
+    fn drop(&mut self) {
+        if !self.finished {
+            // Fails only where the stream or the connection is gone.
+            let _ = self.stream.reset(VarInt::from_u32(0));
+        }
     }
 }
 

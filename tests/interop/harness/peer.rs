@@ -2,18 +2,18 @@
 
 use std::{collections::BTreeSet, net::SocketAddr};
 
-use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 use quorate::{
     PeerAddr, PeerId,
     config::Config,
-    log_store::{AuthorKey, Draft, Line, LogStore, Logs, Operation, Topic},
+    log_store::{Line, LogStore, Logs, Operation, Topic},
     sync::{Admission, Outsiders, Sync, SyncOptions},
 };
 use tempfile::TempDir;
 
 use crate::{
     cluster::{self, Member},
+    mint::Mint,
     stock::{Options, Stock},
 };
 
@@ -113,12 +113,21 @@ impl Group {
         let mut log = Mint::new(self.line, self.topic, author);
         let operations: Vec<_> = (0..count).map(|_| log.next(bytes)).collect();
         let ids = operations.iter().map(|it| it.id().to_string()).collect();
-        let appended = self.members[0].logs.append_many(self.topic, operations);
-        let appended: Vec<_> = appended.try_collect().await.expect("it is appended");
-        assert_eq!(appended.len(), count as usize);
-        let refused = appended.iter().find(|it| it.number().is_none());
-        assert_eq!(refused, None);
+        self.append(operations).await;
         ids
+    }
+
+    /// Appends operations, all of which are taken.
+    pub(crate) async fn append(
+        &self,
+        operations: impl IntoIterator<Item = Operation, IntoIter: Send + 'static>,
+    ) {
+        let appended = self.members[0].logs.append_many(self.topic, operations);
+        let mut appended = std::pin::pin!(appended);
+        while let Some(outcome) = appended.next().await {
+            let number = outcome.expect("it is appended").number();
+            assert!(number.is_some(), "an operation was refused");
+        }
     }
 
     /// Where a stock node finds a member, as `--peer` takes it.
@@ -126,17 +135,6 @@ impl Group {
         let addr = self.members[member].sync.addr();
         let socket = addr.addrs.iter().next().expect("it listens somewhere");
         format!("{}@{socket}", crate::stock::hex(addr.peer.as_bytes()))
-    }
-
-    /// Which member serves a stock node.
-    pub(crate) fn serving(&self, stock: &Stock) -> usize {
-        let id: PeerId = stock.address().0.parse().expect("a peer id");
-        let status = self.members[0].sync.status();
-        let server = status.peers.iter().find(|it| it.peer == id);
-        let server = server.and_then(|it| it.server);
-        let serves = |it: &Serving| Some(it.member.node.peer_id()) == server;
-        let place = self.members.iter().position(serves);
-        place.unwrap_or_else(|| panic!("nobody serves it: {status:#?}"))
     }
 
     /// How to start a stock node that knows nobody.
@@ -180,64 +178,4 @@ impl Group {
             member.member.node.shutdown().await;
         }
     }
-}
-
-/// Writes one author's log, operation by operation.
-pub(crate) struct Mint {
-    line: Line,
-    topic: Topic,
-    key: AuthorKey,
-    last: Option<Operation>,
-}
-
-impl Mint {
-    pub(crate) fn new(line: Line, topic: Topic, author: u8) -> Self {
-        Self {
-            line,
-            topic,
-            key: AuthorKey::from_bytes(&[author; 32]),
-            last: None,
-        }
-    }
-
-    /// The next operation, its body a CBOR text of about so many bytes.
-    pub(crate) fn next(&mut self, bytes: usize) -> Operation {
-        self.write(Some(body(self.seq(), bytes)), false)
-    }
-
-    /// The next operation, which lets go of all before it.
-    pub(crate) fn prune(&mut self, bytes: usize) -> Operation {
-        self.write(Some(body(self.seq(), bytes)), true)
-    }
-
-    fn seq(&self) -> u32 {
-        self.last.as_ref().map_or(0, |it| it.seq() + 1)
-    }
-
-    fn write(&mut self, body: Option<Bytes>, prune: bool) -> Operation {
-        let micros = 1_700_000_000_000_000 + u64::from(self.seq());
-        let mut draft = match &self.last {
-            None => Draft::first(self.line, self.topic.log_id(), micros, body),
-            Some(last) => Draft::after(last, micros, body),
-        };
-        draft.prune = prune;
-        let operation = Operation::sign(draft, &self.key).expect("it keeps the rules");
-        self.last = Some(operation.clone());
-        operation
-    }
-}
-
-/// What p2panda's `Node` takes for a message of type `String`: a CBOR text, its length written the
-/// shortest way.
-fn body(seq: u32, bytes: usize) -> Bytes {
-    let seq = seq.to_string();
-    let text = "0".repeat(bytes.saturating_sub(5 + seq.len())) + &seq;
-    let mut out = match text.len() {
-        length @ 0..24 => vec![0x60 + length as u8],
-        length @ 24..256 => vec![0x78, length as u8],
-        length @ 256..65_536 => [&[0x79], &(length as u16).to_be_bytes()[..]].concat(),
-        length => [&[0x7a], &(length as u32).to_be_bytes()[..]].concat(),
-    };
-    out.extend_from_slice(text.as_bytes());
-    out.into()
 }

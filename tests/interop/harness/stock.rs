@@ -8,7 +8,7 @@ use std::{
     path::PathBuf,
     process::Stdio,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use quorate::log_store::{Line, Topic};
@@ -37,11 +37,26 @@ pub(crate) struct Seen {
     publishes_done: usize,
     pub(crate) failed: Vec<String>,
     pub(crate) syncs_started: usize,
+    /// Sessions that announced operations, in their order.
+    pub(crate) chunks: Vec<Chunk>,
+    /// Operations that came in each session, new or not.
+    received: BTreeMap<String, u64>,
     pub(crate) ephemeral: Vec<(String, String)>,
     heights: Vec<Height>,
     heights_done: usize,
     pub(crate) errors: Vec<String>,
     ended: bool,
+}
+
+/// What one session announced.
+#[derive(Clone, Debug)]
+pub(crate) struct Chunk {
+    pub(crate) at: Instant,
+    /// Who sent it.
+    pub(crate) remote: String,
+    pub(crate) operations: u64,
+    /// When the first operation reached the application that came in by sync after this.
+    pub(crate) first: Option<Instant>,
 }
 
 /// One log as the stock node's own store has it.
@@ -70,12 +85,17 @@ pub(crate) struct Stock {
     news: watch::Receiver<u64>,
 }
 
-/// The program for a line, if the environment names one.
-pub(crate) fn program(line: Line) -> PathBuf {
-    let name = match line {
+/// The variable of the environment that names the program for a line.
+pub(crate) fn variable(line: Line) -> &'static str {
+    match line {
         Line::V06 => "QUORATE_STOCK_06",
         _ => "QUORATE_STOCK_07",
-    };
+    }
+}
+
+/// The program for a line, if the environment names one.
+fn program(line: Line) -> PathBuf {
+    let name = variable(line);
     let path = std::env::var_os(name)
         .unwrap_or_else(|| panic!("{name} does not name a stock node: run `make interop`"));
     path.into()
@@ -145,6 +165,11 @@ impl Stock {
         self.seen.lock().expect("no panic").clone()
     }
 
+    /// A part of what it has said.
+    pub(crate) fn look<R>(&self, look: impl FnOnce(&Seen) -> R) -> R {
+        look(&self.seen.lock().expect("no panic"))
+    }
+
     pub(crate) async fn tell(&mut self, command: &str) {
         let stdin = self.stdin.as_mut().expect("it runs");
         let line = format!("{command}\n");
@@ -212,12 +237,11 @@ impl Stock {
     /// Waits until this many distinct operations of the topic reached the application. As long as
     /// some come, it waits.
     pub(crate) async fn processed(&self, topic: Topic, count: usize) -> BTreeSet<String> {
-        let topic = topic.to_string();
-        let held = |it: &Seen| it.processed.get(&topic).map_or(0, BTreeSet::len);
-        let mut last = held(&self.seen());
+        let held = |it: &Seen| it.count(topic);
+        let mut last = self.look(held);
         loop {
             if last >= count {
-                return self.seen().processed[&topic].clone();
+                return self.seen().processed[&topic.to_string()].clone();
             }
             let more = self.when_within(PATIENCE, |it| (held(it) > last).then(|| held(it)));
             match more.await {
@@ -280,6 +304,23 @@ impl Stock {
 }
 
 impl Seen {
+    /// How many distinct operations of the topic reached the application.
+    pub(crate) fn count(&self, topic: Topic) -> usize {
+        let processed = self.processed.get(&topic.to_string());
+        processed.map_or(0, BTreeSet::len)
+    }
+
+    /// The first chunk that another one announced than the peer at this address.
+    pub(crate) fn chunk_after(&self, at: Instant, not: &str) -> Option<&Chunk> {
+        let mut chunks = self.chunks.iter();
+        chunks.find(|it| it.at > at && !not.starts_with(&it.remote))
+    }
+
+    /// Operations that came in all sessions together, those that it had already among them.
+    pub(crate) fn received(&self) -> u64 {
+        self.received.values().sum()
+    }
+
     fn note(&mut self, line: &str) {
         let mut words = line.split(' ');
         let verb = words.next().unwrap_or_default();
@@ -296,6 +337,11 @@ impl Seen {
                 let (topic, _author, id) = (word(), word(), word());
                 let fresh = self.processed.entry(topic).or_default().insert(id);
                 self.processed_again += usize::from(!fresh);
+                if let Some(chunk) = self.chunks.last_mut()
+                    && line.ends_with(" sync")
+                {
+                    chunk.first.get_or_insert_with(Instant::now);
+                }
             }
             "message" => {
                 let (topic, id) = (word(), word());
@@ -304,7 +350,25 @@ impl Seen {
                 of_topic.insert(id, text.to_owned());
             }
             "failed" => self.failed.push(line.to_owned()),
-            "sync-started" => self.syncs_started += 1,
+            "sync-started" => {
+                self.syncs_started += 1;
+                let (_topic, _session, remote) = (word(), word(), word());
+                let operations = word().parse().expect("a number");
+                if operations > 0 {
+                    self.chunks.push(Chunk {
+                        at: Instant::now(),
+                        remote,
+                        operations,
+                        first: None,
+                    });
+                }
+            }
+            "sync-ended" => {
+                let (_topic, session, _remote) = (word(), word(), word());
+                let received: u64 = word().parse().expect("a number");
+                let most = self.received.entry(session).or_default();
+                *most = received.max(*most);
+            }
             "ephemeral" => {
                 let (_topic, author) = (word(), word());
                 self.ephemeral.push((author, word()));

@@ -1,8 +1,15 @@
-//! The parent's side of the three processes: starting, telling, hearing, killing.
+//! Three processes of one program that become one group: starting, telling, hearing, killing.
+//!
+//! The parent writes orders to a child's standard input and reads answers from its standard output,
+//! a line each. What both programs that do so have in common is here; what they say besides is
+//! theirs, a type that implements [`Said`].
+
+pub(crate) mod child;
 
 use std::{
     path::{Path, PathBuf},
     process::Stdio,
+    time::Duration,
 };
 
 use anyhow::{Context, bail};
@@ -12,35 +19,36 @@ use tokio::{
     sync::mpsc,
 };
 
+/// How long nothing may happen before this gives up.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What the children of one program say besides what all say.
+pub(crate) trait Said: Sized + Send + 'static {
+    /// Reads a line of theirs.
+    fn parse(word: &str, rest: &str) -> Option<Self>;
+}
+
 /// What a member has answered.
 #[derive(Debug)]
-pub(crate) enum Answer {
+pub(crate) enum Answer<S> {
     /// It runs and has caught up; its name in the group.
     Ready(String),
     /// A ticket, as text.
     Ticket(String),
     /// As many voters as asked for are in the membership.
     Voters,
-    /// Who leads; `None` when that was the member asked, which is handing over.
-    Leader(Option<String>),
-    /// A line is acknowledged, in this term; 0 when that is not known.
-    Done { line: usize, term: u64 },
-    /// What became of a line was unknown; it is asked for again.
-    Unknown,
-    /// A line will not be replicated; why.
-    Failed(String),
-    /// Its state is written.
-    Dumped,
+    /// What only this program's members say.
+    Said(S),
     /// The process is gone.
     Ended,
 }
 
 /// Three processes of this program, by number.
-pub(crate) struct Cluster {
+pub(crate) struct Cluster<S> {
     root: PathBuf,
     members: Vec<Member>,
-    answers: mpsc::Receiver<(usize, Answer)>,
-    answering: mpsc::Sender<(usize, Answer)>,
+    answers: mpsc::Receiver<(usize, Answer<S>)>,
+    answering: mpsc::Sender<(usize, Answer<S>)>,
 }
 
 struct Member {
@@ -50,7 +58,7 @@ struct Member {
     name: String,
 }
 
-impl Cluster {
+impl<S: Said> Cluster<S> {
     /// Starts three processes that become one group of three voters.
     pub(crate) async fn start(root: &Path) -> anyhow::Result<Self> {
         let (answering, answers) = mpsc::channel(4_096);
@@ -89,7 +97,7 @@ impl Cluster {
         self.tell(number, "ticket").await?;
         match self.hear().await? {
             (_, Answer::Ticket(ticket)) => Ok(ticket),
-            (number, other) => bail!("process {number} answered {other:?}, not with a ticket"),
+            (number, _) => bail!("process {number} did not answer with a ticket"),
         }
     }
 
@@ -97,7 +105,7 @@ impl Cluster {
     async fn ready(&mut self, number: usize) -> anyhow::Result<()> {
         match self.hear().await? {
             (from, Answer::Ready(name)) if from == number => self.members[number].name = name,
-            (from, other) => bail!("process {from} answered {other:?} before {number} was ready"),
+            (from, _) => bail!("process {from} answered before {number} was ready"),
         }
         Ok(())
     }
@@ -113,18 +121,8 @@ impl Cluster {
         self.flush(number).await
     }
 
-    /// Gives a member a line to replicate; [`Cluster::flush`] sends it.
-    pub(crate) async fn put_line(
-        &mut self,
-        to: usize,
-        line: usize,
-        text: &[u8],
-    ) -> anyhow::Result<()> {
-        let head = format!("line {line} ");
-        self.put(to, &[head.as_bytes(), text]).await
-    }
-
-    async fn put(&mut self, number: usize, parts: &[&[u8]]) -> anyhow::Result<()> {
+    /// Writes an order, given in parts; [`Cluster::flush`] sends it.
+    pub(crate) async fn put(&mut self, number: usize, parts: &[&[u8]]) -> anyhow::Result<()> {
         let input = &mut self.members[number].input;
         for part in parts {
             input.write_all(part).await?;
@@ -138,18 +136,15 @@ impl Cluster {
     }
 
     /// The next answer, and whose it is.
-    pub(crate) async fn hear(&mut self) -> anyhow::Result<(usize, Answer)> {
-        self.answers.recv().await.context("we hold a sender")
+    pub(crate) async fn hear(&mut self) -> anyhow::Result<(usize, Answer<S>)> {
+        let heard = tokio::time::timeout(PATIENCE, self.answers.recv()).await;
+        let heard = heard.with_context(|| format!("no answer from any process in {PATIENCE:?}"))?;
+        heard.context("we hold a sender")
     }
 
     /// The next answer if one is there already.
-    pub(crate) fn heard(&mut self) -> Option<(usize, Answer)> {
+    pub(crate) fn heard(&mut self) -> Option<(usize, Answer<S>)> {
         self.answers.try_recv().ok()
-    }
-
-    /// Where a member is to write its state.
-    pub(crate) fn dump_of(&self, number: usize) -> PathBuf {
-        self.root.join(format!("state-{number}"))
     }
 
     /// Lets all processes end in order.
@@ -167,7 +162,7 @@ impl Cluster {
     async fn spawn(&self, number: usize, first: &str) -> anyhow::Result<Member> {
         let directory = self.root.join(format!("node-{number}"));
         let mut process = Command::new(std::env::current_exe()?)
-            .arg("--member")
+            .arg(child::MEMBER)
             .arg(directory)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -191,7 +186,11 @@ impl Cluster {
     }
 }
 
-async fn listen(number: usize, output: ChildStdout, answers: mpsc::Sender<(usize, Answer)>) {
+async fn listen<S: Said>(
+    number: usize,
+    output: ChildStdout,
+    answers: mpsc::Sender<(usize, Answer<S>)>,
+) {
     let mut lines = BufReader::new(output).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         match parse(&line) {
@@ -204,23 +203,12 @@ async fn listen(number: usize, output: ChildStdout, answers: mpsc::Sender<(usize
     let _ = answers.send((number, Answer::Ended)).await;
 }
 
-fn parse(line: &str) -> Option<Answer> {
+fn parse<S: Said>(line: &str) -> Option<Answer<S>> {
     let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
     Some(match word {
         "ready" => Answer::Ready(rest.into()),
         "ticket" => Answer::Ticket(rest.into()),
         "voters" => Answer::Voters,
-        "leader" => Answer::Leader((!rest.is_empty()).then(|| rest.into())),
-        "done" => {
-            let (line, term) = rest.split_once(' ')?;
-            Answer::Done {
-                line: line.parse().ok()?,
-                term: term.parse().ok()?,
-            }
-        }
-        "unknown" => Answer::Unknown,
-        "failed" => Answer::Failed(rest.into()),
-        "dumped" => Answer::Dumped,
-        _ => return None,
+        _ => Answer::Said(S::parse(word, rest)?),
     })
 }

@@ -1,0 +1,159 @@
+//! The member that serves a stock node is lost while the node catches up, and another goes on.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use quorate::log_store::Line;
+
+use crate::{
+    child::Child,
+    mint::Mint,
+    peer::Group,
+    stock::{Height, Seen, Stock},
+};
+
+/// Operations that may be sent again for each loss: what was on its way in the last chunk, and what
+/// the node had not taken in of the one before. Chunks have at most 200 or 500.
+fn resent_max(line: Line) -> u64 {
+    match line {
+        Line::V06 => 2 * 200,
+        _ => 2 * 500,
+    }
+}
+/// Operations that the node lacks when a member is lost, more or less.
+const LACKS: u32 = 1_500;
+/// Between two losses: a node hands everything it takes in to all sessions that it has open, those
+/// with a dead member too, and when one of them holds 1,028 operations it waits until it has given
+/// the connection up, 10 s after the last it heard.
+const RECOVERY: Duration = Duration::from_secs(11);
+
+/// A group whose members are lost: two that only vote, three processes on disk that serve.
+struct Ground {
+    group: Group,
+    children: Vec<Child>,
+    log: Mint,
+    minted: BTreeSet<String>,
+}
+
+impl Ground {
+    async fn open(line: Line) -> Self {
+        let group = Group::of(2, line).await;
+        for member in &group.members {
+            member.sync.stop().await;
+        }
+        let mut children = Vec::new();
+        for name in ["a", "b", "c"] {
+            let directory = group.root.path().join(name);
+            children.push(Child::start(&group, Some(&directory)).await);
+        }
+        Child::voters(&group, 5).await;
+        Self {
+            log: Mint::new(line, group.topic, 1),
+            group,
+            children,
+            minted: BTreeSet::new(),
+        }
+    }
+
+    /// Makes the log longer.
+    async fn write(&mut self, count: u32) {
+        let operations: Vec<_> = (0..count).map(|_| self.log.next(100)).collect();
+        let ids = operations.iter().map(|it| it.id().to_string());
+        self.minted.extend(ids);
+        self.group.append(operations).await;
+    }
+
+    /// Which child sent the last chunk that the node was told of, after so many chunks.
+    async fn serving(&self, stock: &Stock, after: usize) -> usize {
+        let last = |it: &Seen| {
+            let last = it.chunks.last()?;
+            (it.chunks.len() > after).then(|| last.remote.clone())
+        };
+        let remote = stock.when("a chunk comes", last).await;
+        let mut children = self.children.iter();
+        let place = children.position(|it| it.address.starts_with(&remote));
+        place.expect("only the processes serve")
+    }
+
+    /// The node has everything, and the group has everything once.
+    async fn end(self, mut stock: Stock) {
+        let topic = self.group.topic;
+        assert_eq!(stock.processed(topic, self.minted.len()).await, self.minted);
+        let count = self.minted.len() as u64;
+        let whole = |it: &Height| (it.highest, it.held) == (count - 1, count);
+        let full = |it: &[Height]| it.len() == 1 && it.iter().all(whole);
+        stock.heights_when(topic, "it has the log", full).await;
+        assert_eq!(self.group.ids().await, self.minted);
+        assert_eq!(stock.seen().failed, Vec::<String>::new());
+        stock.stop().await;
+        for mut child in self.children {
+            child.stop().await;
+        }
+        self.group.end().await;
+    }
+}
+
+/// Again and again the member that serves is killed, or told to stop, at ever other moments between
+/// two chunks; the node knows one member only. The next chunk is to come within so much time: a
+/// bond without an answer counts as lost after 1.5 s, by the settings for a LAN.
+pub(crate) async fn lose_the_serving_member(line: Line, times: u32, within: Duration) {
+    let mut ground = Ground::open(line).await;
+    let mut options = ground.group.options("reader");
+    options.peers = vec![ground.children[0].address.clone()];
+    let mut stock = Stock::start(&options).await;
+    stock.subscribe(ground.group.topic).await;
+    let (mut all, mut longest, mut counted) = (Duration::ZERO, Duration::ZERO, 0);
+    for time in 0..times {
+        let chunks = stock.look(|it| it.chunks.len());
+        ground.write(LACKS).await;
+        ground.serving(&stock, chunks).await;
+        tokio::time::sleep(Duration::from_millis(u64::from(time * 37 % 50) * 10)).await;
+        let serving = ground.serving(&stock, 0).await;
+        let child = &mut ground.children[serving];
+        let lost = Instant::now();
+        let how = match time % 3 {
+            2 => {
+                child.stop().await;
+                "stopped"
+            }
+            _ => {
+                child.kill().await;
+                "killed"
+            }
+        };
+        counted += child.resent();
+        let address = child.address.clone();
+        ground.write(LACKS / 3).await;
+        let next = |it: &Seen| it.chunk_after(lost, &address).cloned();
+        let next = stock.when("the next chunk", next).await;
+        let took = next.at.duration_since(lost);
+        println!(
+            "{line}: {how}, loss {time}: {} after {took:?}",
+            next.operations
+        );
+        assert!(
+            took < within,
+            "loss {time}, {how}: the next chunk took {took:?}"
+        );
+        (all, longest) = (all + took, longest.max(took));
+        ground.children[serving].come_back(&ground.group).await;
+        tokio::time::sleep_until((lost + RECOVERY).into()).await;
+    }
+    let topic = ground.group.topic;
+    stock.processed(topic, ground.minted.len()).await;
+    let (total, received) = (ground.minted.len() as u64, stock.look(Seen::received));
+    let resent = received.saturating_sub(total);
+    counted += ground.children.iter().map(Child::resent).sum::<u64>();
+    println!(
+        "{line}: {times} losses, next chunk after {:?} in the mean, {longest:?} at most; \
+         {total} operations, {resent} sent again, {counted} counted",
+        all / times
+    );
+    assert!(
+        resent <= u64::from(times) * resent_max(line),
+        "{resent} were sent again"
+    );
+    ground.end(stock).await;
+}
