@@ -12,6 +12,9 @@ mod child;
     reason = "shared with the behaviour tests, which use all of it"
 )]
 mod cluster;
+#[cfg(feature = "mdns")]
+#[path = "interop/lan.rs"]
+mod lan;
 #[path = "interop/harness/mint.rs"]
 mod mint;
 #[path = "interop/harness/peer.rs"]

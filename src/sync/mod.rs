@@ -116,8 +116,8 @@
 //!
 //! # What it does not do
 //!
-//! What a session costs is bounded, what outsiders store is not. Members are not found by mDNS
-//! and do not pass on ephemeral messages. A [`SyncProtocol`] of one's own cannot be mounted on a
+//! What a session costs is bounded, what outsiders store is not. Members do not pass on ephemeral
+//! messages. A [`SyncProtocol`] of one's own cannot be mounted on a
 //! node yet.
 //!
 //! # Without p2panda

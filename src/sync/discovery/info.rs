@@ -135,7 +135,7 @@ impl TransportInfo {
 
     /// What a record of mDNS carries besides the addresses, or `None` if that is too long. The
     /// record must carry exactly the signed addresses, and there may be one relay.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for adverts by mDNS"))]
+    #[cfg_attr(not(feature = "mdns"), allow(dead_code))]
     pub(crate) fn user_data(&self) -> Option<String> {
         let mut data = format!(
             "{}|{}/{}",
@@ -155,7 +155,7 @@ impl TransportInfo {
     ///
     /// # Errors
     /// The user data is not what a stock node writes.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for adverts by mDNS"))]
+    #[cfg_attr(not(feature = "mdns"), allow(dead_code))]
     pub(crate) fn from_user_data(
         data: &str,
         peer: PeerId,
@@ -204,7 +204,6 @@ impl TransportInfo {
         bytes
     }
 
-    /// As it stands in a message of the 0.6 line.
     /// Its bytes, as messages of this line carry them.
     pub(crate) fn to_bytes(&self, line: Line) -> Bytes {
         let mut bytes = BytesMut::new();
@@ -231,6 +230,7 @@ impl TransportInfo {
         }
     }
 
+    /// As it stands in a message of the 0.6 line.
     pub(super) fn write_cbor(&self, into: &mut BytesMut) {
         into.map(3);
         self.write_stamp(into);

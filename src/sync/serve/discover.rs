@@ -140,7 +140,7 @@ async fn talk(mut side: Discovery, mut send: Send, mut recv: Recv) -> Result<Fou
 }
 
 /// What an info that is verified says about where its node is.
-fn place(peer: PeerId, info: &TransportInfo) -> PeerAddr {
+pub(super) fn place(peer: PeerId, info: &TransportInfo) -> PeerAddr {
     let mut addr = PeerAddr::new(peer, []);
     for address in info.addresses() {
         match address {

@@ -33,6 +33,8 @@ mod doors;
 mod entrance;
 mod inbound;
 mod keeper;
+#[cfg(feature = "mdns")]
+mod lan;
 mod lately;
 mod options;
 mod pacer;
@@ -245,6 +247,10 @@ impl Sync {
         shared.run(watch_topics(Arc::clone(&shared)));
         shared.run(claims::watch(Arc::clone(&shared)));
         shared.run(doors::beat(Arc::clone(&shared)));
+        #[cfg(feature = "mdns")]
+        if shared.options.mdns {
+            shared.run(lan::meet(Arc::clone(&shared)));
+        }
         shared.run(entrance::accept(Arc::clone(&shared)));
         shared.run(ask_again(Arc::clone(&shared)));
         let sync = Self { shared };

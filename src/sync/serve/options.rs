@@ -39,6 +39,10 @@ pub struct SyncOptions {
     /// Peers to look for from the start, as by [`Sync::add_peer`](super::Sync::add_peer), each with
     /// its relay if it has one. At most 1,024.
     pub peers: Vec<PeerAddr>,
+    /// Whether p2panda nodes of line 0.7 in the same local network find this member by themselves,
+    /// and it them, by mDNS: both must advertise, so the node in its active mode. One advert serves
+    /// one line; nodes of line 0.6 need an address. Default: no. Needs the feature `mdns`.
+    pub mdns: bool,
     /// How often known peers are asked again which topics they have and whom they know, and how
     /// soon after live operations a peer is asked what it holds. Default: 15 s; 1 s to 1 day.
     pub ask_again: Duration,
@@ -73,6 +77,7 @@ impl Default for SyncOptions {
             relay: None,
             network: *blake3::hash(b"p2panda").as_bytes(),
             peers: Vec::new(),
+            mdns: false,
             ask_again: Duration::from_secs(15),
             sessions_max: 256,
             sessions_of_peer_max: 32,
@@ -97,6 +102,9 @@ impl SyncOptions {
 
     /// What is wrong with it, in words.
     pub(super) fn fault(&self) -> Option<String> {
+        if self.mdns && cfg!(not(feature = "mdns")) {
+            return Some("mdns is wanted, and this build lacks the feature `mdns`".to_owned());
+        }
         let of_range = |name: &str, value: u128, least: u128, most: u128| {
             let within = (least..=most).contains(&value);
             (!within).then(|| format!("{name} is {value}: give {least} to {most}"))

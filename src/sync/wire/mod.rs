@@ -6,6 +6,8 @@
 
 mod connection;
 mod gossip;
+#[cfg(feature = "mdns")]
+mod lan;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -23,6 +25,8 @@ use iroh::{
 };
 use zeroize::Zeroizing;
 
+#[cfg(feature = "mdns")]
+pub(crate) use self::lan::{Advert, Lan};
 pub(crate) use self::{
     connection::{Connection, Recv, Send},
     gossip::{Membership, Neighbour},
@@ -221,6 +225,15 @@ impl Wire {
         let incoming = self.0.endpoint.accept().await?;
         let wire = self.clone();
         Some(Knock { incoming, wire })
+    }
+
+    /// Takes a place on the local network.
+    ///
+    /// # Errors
+    /// It has no interface, or forbids multicast.
+    #[cfg(feature = "mdns")]
+    pub(crate) async fn lan(&self) -> Result<Lan, WireError> {
+        Lan::open(self.0.endpoint.id()).await
     }
 
     /// Joins the overlay of a topic (the derived one).

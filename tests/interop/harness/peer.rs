@@ -47,21 +47,31 @@ impl Group {
 
     /// Members in memory, all of which serve whom the topic admits.
     pub(crate) async fn admitting(count: usize, line: Line, admission: Admission) -> Self {
+        let options = SyncOptions {
+            bind: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
+            ..SyncOptions::default()
+        };
+        Self::with(line, admission, vec![options; count]).await
+    }
+
+    /// Members in memory, a door of these settings each.
+    pub(crate) async fn with(
+        line: Line,
+        admission: Admission,
+        doors: impl IntoIterator<Item = SyncOptions>,
+    ) -> Self {
         let config = Config::default();
-        let members = cluster::group_at(vec![cluster::Place::MEMORY; count], &config);
+        let doors: Vec<SyncOptions> = doors.into_iter().collect();
+        let members = cluster::group_at(vec![cluster::Place::MEMORY; doors.len()], &config);
         let topic = Topic::from_bytes(rand::random());
         let mut serving = Vec::new();
-        for member in members.await {
+        for (member, options) in members.await.into_iter().zip(doors) {
             let logs = Logs::new(member.group.clone());
             if serving.is_empty() {
                 let outsiders = Outsiders::of(&logs);
                 let opened = outsiders.open_topic(topic, line, admission.clone());
                 opened.await.expect("the topic opens");
             }
-            let options = SyncOptions {
-                bind: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
-                ..SyncOptions::default()
-            };
             let sync = member.node.serve_sync(&logs, options).await;
             serving.push(Serving {
                 member,
@@ -145,6 +155,7 @@ impl Group {
             key: rand::random(),
             port: 0,
             peers: Vec::new(),
+            mdns: false,
         }
     }
 

@@ -76,6 +76,8 @@ pub(crate) struct Options {
     pub(crate) port: u16,
     /// `<id>@<address>` of peers it knows from its database.
     pub(crate) peers: Vec<String>,
+    /// Whether it advertises itself on the local network, and looks for others there.
+    pub(crate) mdns: bool,
 }
 
 pub(crate) struct Stock {
@@ -119,6 +121,9 @@ impl Stock {
             .arg(options.port.to_string());
         for peer in &options.peers {
             command.arg("--peer").arg(peer);
+        }
+        if options.mdns {
+            command.arg("--mdns");
         }
         let mut child = command
             .stdin(Stdio::piped())
