@@ -31,6 +31,7 @@ use crate::{
 /// The most addresses that an info may have.
 pub(crate) const ADDRESSES_MAX: u64 = 128;
 /// The longest user data that a record of mDNS can hold, in bytes.
+#[cfg(any(test, feature = "mdns"))]
 pub(crate) const USER_DATA_MAX: usize = 245;
 
 /// When something was signed: wall clock, and a counter for what the clock can not tell apart.
@@ -135,7 +136,7 @@ impl TransportInfo {
 
     /// What a record of mDNS carries besides the addresses, or `None` if that is too long. The
     /// record must carry exactly the signed addresses, and there may be one relay.
-    #[cfg_attr(not(feature = "mdns"), allow(dead_code))]
+    #[cfg(any(test, feature = "mdns"))]
     pub(crate) fn user_data(&self) -> Option<String> {
         let mut data = format!(
             "{}|{}/{}",
@@ -155,7 +156,7 @@ impl TransportInfo {
     ///
     /// # Errors
     /// The user data is not what a stock node writes.
-    #[cfg_attr(not(feature = "mdns"), allow(dead_code))]
+    #[cfg(any(test, feature = "mdns"))]
     pub(crate) fn from_user_data(
         data: &str,
         peer: PeerId,
@@ -490,6 +491,7 @@ pub(crate) enum InvalidInfo {
     #[error("the info is not signed by the node that it is about, or for another line")]
     Signature,
     /// A record of mDNS with user data of something else.
+    #[cfg(any(test, feature = "mdns"))]
     #[error("the user data is not that of a p2panda node")]
     UserData,
 }

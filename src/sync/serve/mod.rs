@@ -236,23 +236,7 @@ impl Sync {
             tasks: TaskTracker::new(),
             wire,
         });
-        // Before anybody knocks; where it fails, nobody is let in until it does not.
-        if let Err(error) = shared.look_at_admissions() {
-            tracing::warn!(%error, "who may be served cannot be read");
-        }
-        shared.look_at_topics();
-        shared.run(register::tell(Arc::clone(&shared)));
-        shared.run(admission::watch(Arc::clone(&shared)));
-        shared.run(watch_quorum(Arc::clone(&shared)));
-        shared.run(watch_topics(Arc::clone(&shared)));
-        shared.run(claims::watch(Arc::clone(&shared)));
-        shared.run(doors::beat(Arc::clone(&shared)));
-        #[cfg(feature = "mdns")]
-        if shared.options.mdns {
-            shared.run(lan::meet(Arc::clone(&shared)));
-        }
-        shared.run(entrance::accept(Arc::clone(&shared)));
-        shared.run(ask_again(Arc::clone(&shared)));
+        shared.begin();
         let sync = Self { shared };
         for peer in sync.shared.options.peers.clone() {
             sync.add_peer(peer);
@@ -343,6 +327,27 @@ impl fmt::Debug for Sync {
 }
 
 impl Shared {
+    /// Begins to serve.
+    fn begin(self: &Arc<Self>) {
+        // Before anybody knocks; where it fails, nobody is let in until it does not.
+        if let Err(error) = self.look_at_admissions() {
+            tracing::warn!(%error, "who may be served cannot be read");
+        }
+        self.look_at_topics();
+        self.run(register::tell(Arc::clone(self)));
+        self.run(admission::watch(Arc::clone(self)));
+        self.run(watch_quorum(Arc::clone(self)));
+        self.run(watch_topics(Arc::clone(self)));
+        self.run(claims::watch(Arc::clone(self)));
+        self.run(doors::beat(Arc::clone(self)));
+        #[cfg(feature = "mdns")]
+        if self.options.mdns {
+            self.run(lan::meet(Arc::clone(self)));
+        }
+        self.run(entrance::accept(Arc::clone(self)));
+        self.run(ask_again(Arc::clone(self)));
+    }
+
     /// Runs a task until the door closes.
     fn run(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
