@@ -9,6 +9,7 @@
 //!                   |
 //!        inbound: what it pushes      peers: whom, how fast, what it has; one session serves
 //!                   |                 claims: which member serves whom, shared by the group
+//!                   |                 doors: which members' doors are open, likewise
 //!                   |                 topic: what is new, to all live sessions
 //!                   |                 admission: who may read and push what, as the group decided
 //!                 Logs: read index first, then what is held; pushes are proposed to the group
