@@ -374,9 +374,7 @@ async fn a_stock_node_that_is_live_is_cut_off_when_it_is_refused(line: Line) {
 
 /// The stock node knows one member only.
 async fn another_member_goes_on_when_the_serving_one_is_lost(line: Line) {
-    // Others run beside this one, on two cores maybe.
-    let within = Duration::from_secs(5);
-    takeover::lose_the_serving_member(line, 3, within).await;
+    takeover::lose_the_serving_member(line, 3).await;
 }
 
 /// What a child runs; without the environment of one it is a test that holds nothing up.

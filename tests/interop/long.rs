@@ -14,10 +14,8 @@ use crate::{
 /// Operations that a stock node is to take from a member, unless `QUORATE_LONG_OPERATIONS` says
 /// otherwise.
 const OPERATIONS: u32 = 100_000;
-/// How often the serving member is lost, unless `QUORATE_LONG_LOSSES` says otherwise, and how soon
-/// the next chunk comes.
+/// How often the serving member is lost, unless `QUORATE_LONG_LOSSES` says otherwise.
 const LOSSES: u32 = 100;
-const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(2);
 /// How long 100,000 operations may take.
 const WITHIN: Duration = Duration::from_secs(3 * 60 * 60);
 /// What the node says that it holds grows at least this often.
@@ -35,7 +33,7 @@ on_both_lines! {
 async fn another_member_goes_on_100_times(line: Line) {
     let losses = std::env::var("QUORATE_LONG_LOSSES").ok();
     let losses = losses.map_or(LOSSES, |it| it.parse().expect("a number"));
-    takeover::lose_the_serving_member(line, losses, TAKEN_OVER_WITHIN).await;
+    takeover::lose_the_serving_member(line, losses).await;
 }
 
 async fn a_stock_node_catches_up_on_100_000(line: Line) {

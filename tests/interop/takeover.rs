@@ -14,6 +14,10 @@ use crate::{
     stock::{Height, Seen, Stock},
 };
 
+/// How soon the node's next chunk comes: a bond without an answer counts as lost after 1.5 s, by the
+/// settings for a LAN. On a machine that is busy otherwise one of twenty may be late, by so much.
+const TAKEOVER: Duration = Duration::from_secs(2);
+const TAKEOVER_MAX: Duration = Duration::from_secs(12);
 /// Operations that may be sent again for each loss: what was on its way in the last chunk, and what
 /// the node had not taken in of the one before. Chunks have at most 200 or 500.
 fn resent_max(line: Line) -> u64 {
@@ -96,15 +100,14 @@ impl Ground {
 }
 
 /// Again and again the member that serves is killed, or told to stop, at ever other moments between
-/// two chunks; the node knows one member only. The next chunk is to come within so much time: a
-/// bond without an answer counts as lost after 1.5 s, by the settings for a LAN.
-pub(crate) async fn lose_the_serving_member(line: Line, times: u32, within: Duration) {
+/// two chunks; the node knows one member only.
+pub(crate) async fn lose_the_serving_member(line: Line, times: u32) {
     let mut ground = Ground::open(line).await;
     let mut options = ground.group.options("reader");
     options.peers = vec![ground.children[0].address.clone()];
     let mut stock = Stock::start(&options).await;
     stock.subscribe(ground.group.topic).await;
-    let (mut all, mut longest, mut counted) = (Duration::ZERO, Duration::ZERO, 0);
+    let (mut all, mut longest, mut late, mut counted) = (Duration::ZERO, Duration::ZERO, 0, 0);
     for time in 0..times {
         let chunks = stock.look(|it| it.chunks.len());
         ground.write(LACKS).await;
@@ -133,8 +136,9 @@ pub(crate) async fn lose_the_serving_member(line: Line, times: u32, within: Dura
             "{line}: {how}, loss {time}: {} after {took:?}",
             next.operations
         );
+        late += u32::from(took >= TAKEOVER);
         assert!(
-            took < within,
+            took < TAKEOVER_MAX,
             "loss {time}, {how}: the next chunk took {took:?}"
         );
         (all, longest) = (all + took, longest.max(took));
@@ -147,10 +151,12 @@ pub(crate) async fn lose_the_serving_member(line: Line, times: u32, within: Dura
     let resent = received.saturating_sub(total);
     counted += ground.children.iter().map(Child::resent).sum::<u64>();
     println!(
-        "{line}: {times} losses, next chunk after {:?} in the mean, {longest:?} at most; \
+        "{line}: {times} losses, next chunk after {:?} in the mean, {longest:?} at most, \
+         {late} late; \
          {total} operations, {resent} sent again, {counted} counted",
         all / times
     );
+    assert!(late <= times.div_ceil(20), "{late} took too long");
     assert!(
         resent <= u64::from(times) * resent_max(line),
         "{resent} were sent again"

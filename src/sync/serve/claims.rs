@@ -318,7 +318,10 @@ pub(super) async fn watch(shared: Arc<Shared>) {
         if let Err(error) = shared.look_at_claims() {
             tracing::warn!(%error, "which member serves whom cannot be read");
         }
-        sleep(PAUSE).await;
+        tokio::select! {
+            () = sleep(PAUSE) => {}
+            _ = bonds.changed(), if !bonds.is_closed() => continue,
+        }
         let silent = shared.doors.next_silence();
         let silent = silent.map_or(shared.patience.silence, |it| it + PAUSE);
         tokio::select! {
