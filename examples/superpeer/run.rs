@@ -280,8 +280,11 @@ impl Run {
                 self.victim = Victim::Killed(victim);
                 let member = &mut self.members[victim];
                 (member.down, member.role) = (true, "killed".into());
+                let served = self.readers.iter().filter(|it| it.server == Some(victim));
+                let served: Vec<String> = served.map(|it| it.line.to_string()).collect();
+                let (name, served) = (letter(victim), served.join(" and "));
                 self.screen
-                    .say(&format!("SIGKILL for {}, which serves", letter(victim)));
+                    .say(&format!("SIGKILL for {name}, which serves {served}"));
             }
             Victim::Killed(victim) if self.readers.iter().all(|it| it.takeover.is_some()) => {
                 let has: u64 = self.readers.iter().map(|it| it.has).sum();

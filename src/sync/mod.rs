@@ -11,6 +11,7 @@
 //!  member_addr one member, and the ways to it
 //!  outsiders/  who of the peers that are no members may do what
 //!  ticket      where outsiders find a group's logs
+//!  guide       an always-on peer for your p2panda app
 //! ```
 //!
 //! # Serving p2panda nodes
@@ -50,46 +51,8 @@
 //! # }
 //! ```
 //!
-//! # What a p2panda app adds
-//!
-//! One member as a bootstrap node is enough, since each names the others; name more, so that one
-//! may be down at that moment. Where members have a relay ([`SyncOptions::relay`]) p2panda's
-//! builder takes them:
-//!
-//! ```text
-//! let node = Node::builder()
-//!     .relay_url(relay_url.clone())
-//!     .bootstrap(member_id.parse()?, relay_url) // what `sync.id()` prints, a line a member
-//!     .spawn().await?;
-//! let (tx, rx) = node.stream::<String>(Hash::digest("cats")).await?; // Topic::named("cats")
-//! ```
-//!
-//! Without a relay they are put into the database that the node is then given:
-//!
-//! ```text
-//! let store = SqliteStore::from_pool(pool.clone()); // after run_pending_migrations(&pool)
-//! let member: VerifyingKey = member_id.parse()?;
-//! let addr = EndpointAddr::new(from_verifying_key(member)).with_ip_addr(member_addr);
-//! let permit = store.begin().await?;
-//! AddressBookStore::insert_node_info(&store, NodeInfo::from(addr).bootstrap()).await?;
-//! store.commit(permit).await?;
-//! let node = Node::builder().database_pool(pool).spawn().await?;
-//! ```
-//!
-//! Or the member looks for the app's node: [`Sync::add_peer`], which asks it for every open topic.
-//! Both must be in one network, by default p2panda's ([`SyncOptions::network`]), and the topic must
-//! be of the app's line.
-//!
-//! # What it holds to
-//!
-//! - What a peer is told that the group holds, a quorum holds on its disks. The next such word is
-//!   the only acknowledgement of a pushed operation that the protocol knows.
-//! - A peer that is behind is sent chunks of some hundred operations, each once the one before is
-//!   seen to have arrived: sent more at once, a p2panda node loses some and stops. A peer that has
-//!   everything is told what is new as it is committed.
-//! - One member serves a peer. Who that is, the peer's addresses and its topics are known to the
-//!   group: when that member is gone another one dials the peer, and goes on from what it holds.
-//! - A member that reaches no quorum ends its sessions and takes none.
+//! What a p2panda app adds to find the members, what holds, what to set, and what happens when a
+//! member dies: [`guide`].
 //!
 //! # Who may do what
 //!
@@ -128,6 +91,7 @@
 mod client;
 mod codec;
 mod discovery;
+pub mod guide;
 mod member_addr;
 mod outsiders;
 mod protocol;

@@ -5,11 +5,8 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Stdio,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    time::Duration,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
 };
 
 use quorate::{
@@ -34,7 +31,15 @@ pub(crate) struct Child {
     directory: Option<PathBuf>,
     /// Where a stock node finds it, as `--peer` takes it.
     pub(crate) address: String,
-    resent: Arc<AtomicU64>,
+    told: Arc<Mutex<Told>>,
+}
+
+/// What it has said of itself.
+#[derive(Default)]
+struct Told {
+    /// When it had sent more to stock nodes than before.
+    sent: Vec<Instant>,
+    resent: u64,
 }
 
 impl Child {
@@ -57,15 +62,15 @@ impl Child {
         let stdin = process.stdin.take();
         let stdout = process.stdout.take().expect("it is piped");
         let (tell, told) = oneshot::channel();
-        let resent = Arc::default();
-        tokio::spawn(listen(stdout, tell, Arc::clone(&resent)));
+        let said = Arc::default();
+        tokio::spawn(listen(stdout, tell, Arc::clone(&said)));
         let address = cluster::within("the child serves", told).await;
         Self {
             process,
             stdin,
             directory: directory.map(Path::to_owned),
             address: address.expect("the child serves before it ends"),
-            resent,
+            told: said,
         }
     }
 
@@ -78,7 +83,13 @@ impl Child {
 
     /// Operations that it has counted as sent again.
     pub(crate) fn resent(&self) -> u64 {
-        self.resent.load(Relaxed)
+        self.told.lock().expect("no panic").resent
+    }
+
+    /// When it had sent something to a stock node that it had not before this.
+    pub(crate) fn sent_after(&self, moment: Instant) -> Option<Instant> {
+        let told = self.told.lock().expect("no panic");
+        told.sent.iter().find(|it| **it > moment).copied()
     }
 
     /// SIGKILL.
@@ -100,7 +111,7 @@ impl Child {
     }
 }
 
-async fn listen(stdout: ChildStdout, tell: oneshot::Sender<String>, resent: Arc<AtomicU64>) {
+async fn listen(stdout: ChildStdout, tell: oneshot::Sender<String>, told: Arc<Mutex<Told>>) {
     let mut lines = BufReader::new(stdout).lines();
     let mut tell = Some(tell);
     while let Ok(Some(line)) = lines.next_line().await {
@@ -109,8 +120,10 @@ async fn listen(stdout: ChildStdout, tell: oneshot::Sender<String>, resent: Arc<
         {
             let _ = tell.send(address.to_owned());
         }
-        if let Some(count) = line.strip_prefix("resent ") {
-            resent.store(count.parse().expect("a number"), Relaxed);
+        if let Some(resent) = line.strip_prefix("sent more, again ") {
+            let mut told = told.lock().expect("no panic");
+            told.sent.push(Instant::now());
+            told.resent = resent.parse().expect("a number");
         }
     }
 }
@@ -151,11 +164,13 @@ pub(crate) async fn run() {
 async fn count(sync: Sync) {
     let mut told = 0;
     loop {
-        let resent = sync.status().peers.iter().map(|it| it.resent).sum();
-        if resent != told {
-            println!("resent {resent}");
-            told = resent;
+        let peers = sync.status().peers;
+        let sent: u64 = peers.iter().map(|it| it.sent).sum();
+        if sent > told {
+            let resent: u64 = peers.iter().map(|it| it.resent).sum();
+            println!("sent more, again {resent}");
+            told = sent;
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
