@@ -122,6 +122,7 @@ impl Run {
                 key: rand::random(),
                 port: 0,
                 peers: Vec::new(),
+                mdns: false,
             };
             run.readers.push(Reader::start(&options).await?);
         }
