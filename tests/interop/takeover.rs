@@ -15,8 +15,8 @@ use crate::{
 };
 
 /// How soon the next chunk is with the node, to its last operation: a bond without an answer counts
-/// as lost after 1.5 s, by the settings for a LAN. On a machine that is busy with other things one of
-/// twenty may be late, by so much.
+/// as lost after 1.5 s, by the settings for a LAN. On a machine that is busy with other things one
+/// of twenty may be late, by so much.
 const TAKEOVER: Duration = Duration::from_secs(2);
 const TAKEOVER_MAX: Duration = Duration::from_secs(12);
 /// Operations that may be sent again for each loss: what was on its way in the last chunk, and what
