@@ -3,3 +3,4 @@
 mod doors;
 mod guest;
 mod hostile;
+mod quorum;

@@ -44,7 +44,7 @@ async fn next(coming: &mut mpsc::Receiver<Connection>, line: Line) -> Talk {
     Talk::answer(connection.expect("the guest is there"), line).await
 }
 
-async fn live(talk: &mut Talk) {
+pub(super) async fn live(talk: &mut Talk) {
     talk.say(&[Message::Have(Heights::new()), Message::Done])
         .await;
     assert!(matches!(talk.hear().await, Some(Message::Have(_))));

@@ -10,7 +10,7 @@ use crate::{
     identity::{GroupKey, PeerId},
     log_store::{Heights, Line, LogStore, Logs, Operation, Topic},
     net::RelayChoice,
-    node::Node,
+    node::{MemoryDisk, Node},
     sync::{
         Admission, Outsiders,
         codec::{self, Decoder, Limits, Message},
@@ -116,6 +116,22 @@ impl House {
         heights.expect("a quorum is there")
     }
 
+    /// Ends a member's node; the disk on which [`House::start`] starts it again.
+    pub(super) async fn stop(&self, member: usize) -> MemoryDisk {
+        let disk = self.nodes[member].memory_disk().expect("it is in memory");
+        soon("the end", self.nodes[member].shutdown()).await;
+        disk
+    }
+
+    pub(super) async fn start(&mut self, member: usize, disk: MemoryDisk) {
+        let node = Node::on_memory(disk).bind_loopback().open().await;
+        let node = node.expect("loopback can be bound");
+        let ticket = self.logs[member].group().ticket();
+        let joined = soon("the join", node.join(&ticket, LogStore::new())).await;
+        self.logs[member] = joined.expect("it was there before").logs();
+        self.nodes[member] = node;
+    }
+
     pub(super) async fn close(self) {
         for node in self.nodes {
             soon("the end", node.shutdown()).await;
@@ -162,6 +178,17 @@ impl Guest {
     pub(super) async fn dial(&self, door: &Sync, service: Service) -> Connection {
         let dialled = soon("the door", self.wire.dial(&door.addr(), service)).await;
         dialled.expect("it is open")
+    }
+
+    /// Whether the door lets it in, and serves the topic.
+    pub(super) async fn is_let_in(&self, door: &Sync, line: Line) -> bool {
+        let dialled = soon("the door", self.wire.dial(&door.addr(), Service::Sync)).await;
+        let Ok(connection) = dialled else {
+            return false;
+        };
+        let asked = shake::ask(&connection, line, topic(line), STUCK).await;
+        connection.close("it was only a question");
+        asked.is_ok()
     }
 
     /// A session after its topic handshake, in which nothing is said yet.
