@@ -374,7 +374,8 @@ async fn a_stock_node_that_is_live_is_cut_off_when_it_is_refused(line: Line) {
 
 /// The stock node knows one member only.
 async fn another_member_goes_on_when_the_serving_one_is_lost(line: Line) {
-    takeover::lose_the_serving_member(line, 3).await;
+    // Other tests run beside this one: it may be late, each time.
+    takeover::lose_the_serving_member(line, 3, 3).await;
 }
 
 /// What a child runs; without the environment of one it is a test that holds nothing up.

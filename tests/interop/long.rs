@@ -33,7 +33,7 @@ on_both_lines! {
 async fn another_member_goes_on_100_times(line: Line) {
     let losses = std::env::var("QUORATE_LONG_LOSSES").ok();
     let losses = losses.map_or(LOSSES, |it| it.parse().expect("a number"));
-    takeover::lose_the_serving_member(line, losses).await;
+    takeover::lose_the_serving_member(line, losses, losses.div_ceil(20)).await;
 }
 
 async fn a_stock_node_catches_up_on_100_000(line: Line) {

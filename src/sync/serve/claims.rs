@@ -120,6 +120,7 @@ impl Shared {
             };
             let here = Some(self.here());
             let addr = self.peers.addr(peer);
+            let former = held.as_ref().is_some_and(|it| it.0.server != here);
             let (mut claim, expected) = match held {
                 None if self.claims.locked().claims.len() >= CLAIMS_MAX => return true,
                 None => {
@@ -153,7 +154,12 @@ impl Shared {
                 claim.topics.push((topic, line));
             }
             match self.write_claim(peer, Some(&claim), expected).await {
-                Ok(()) => return true,
+                Ok(()) => {
+                    if former {
+                        self.peers.taken_over(peer, topic, line);
+                    }
+                    return true;
+                }
                 Err(NoteError::Refused(NoteRefused::Changed { .. })) => {}
                 // No room for notes: it is served all the same, by whoever it has come to.
                 Err(NoteError::Refused(_)) => return true,

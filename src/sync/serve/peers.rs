@@ -94,6 +94,8 @@ pub(super) struct Served {
     pub(super) theirs: Heights,
     /// What the last chunk had.
     chunk: Vec<Range>,
+    /// Operations of the next chunks that another member may have sent just before it was lost.
+    unsure: u64,
     behind: Option<Author>,
     /// Logs that the peer is not to send: named to it as high as it holds them.
     echoed: BTreeSet<Author>,
@@ -371,11 +373,20 @@ impl Peers {
         let plan = Plan::compute(ours, theirs, budget, behind.as_ref(), &size)?;
         self.with(peer, topic, |served| {
             let again = plan.ranges.iter().map(|it| served.sent_before(it));
-            served.told.resent += again.sum::<u64>();
+            let again = again.sum::<u64>();
+            let unsure = u64::from(plan.operations).saturating_sub(again);
+            let unsure = unsure.min(served.unsure);
+            served.unsure -= unsure;
+            served.told.resent += again + unsure;
             served.chunk.clone_from(&plan.ranges);
             served.behind = plan.last_author().copied();
         });
         Ok(Job::Send(plan))
+    }
+
+    /// Another member served it, and may have sent as much as a chunk has at the most.
+    pub(super) fn taken_over(&self, peer: PeerId, topic: Topic, line: Line) {
+        self.with(peer, topic, |it| it.unsure = bounds(line).max);
     }
 
     /// What may be done for a peer now, and behind which author the last chunk ended.

@@ -46,7 +46,8 @@ pub struct PeerStatus {
     pub sessions: u64,
     /// Operations sent to it.
     pub sent: u64,
-    /// Of those, the ones that it had been sent before.
+    /// Of those, the ones that it had been sent before. Where it was taken over, what the former
+    /// member may have sent last is among them, a chunk at the most: so many, or fewer.
     pub resent: u64,
     /// Operations that came from it.
     pub received: u64,
