@@ -62,6 +62,13 @@ impl Ground {
         }
     }
 
+    /// Sees to it that the node lacks so many operations, or more.
+    async fn lack(&mut self, stock: &Stock, count: u32) {
+        let has = stock.look(|it| it.count(self.group.topic));
+        let lacks = self.minted.len().saturating_sub(has) as u32;
+        self.write(count.saturating_sub(lacks)).await;
+    }
+
     /// Makes the log longer.
     async fn write(&mut self, count: u32) {
         let operations: Vec<_> = (0..count).map(|_| self.log.next(100)).collect();
@@ -126,7 +133,7 @@ pub(crate) async fn lose_the_serving_member(line: Line, times: u32, late_max: u3
     let (mut all, mut longest, mut late, mut counted) = (Duration::ZERO, Duration::ZERO, 0, 0);
     for time in 0..times {
         let chunks = stock.look(|it| it.chunks.len());
-        ground.write(LACKS).await;
+        ground.lack(&stock, LACKS).await;
         ground.serving(&stock, chunks).await;
         tokio::time::sleep(Duration::from_millis(u64::from(time * 37 % 50) * 10)).await;
         let serving = ground.serving(&stock, 0).await;
@@ -143,7 +150,7 @@ pub(crate) async fn lose_the_serving_member(line: Line, times: u32, late_max: u3
             }
         };
         counted += child.resent();
-        ground.write(LACKS / 3).await;
+        ground.lack(&stock, LACKS / 3).await;
         let took = ground.next_chunk(serving, lost).await;
         // It says so behind what it has still to take in.
         let address = ground.children[serving].address.clone();
