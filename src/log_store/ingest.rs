@@ -31,7 +31,7 @@ use super::{
     Logs,
     error::{ChainRefused, LogError, LogRefused, Outcome, Refusal},
     machine::{APPEND_OPERATIONS_MAX, LogCommand, LogOutput, LogStore, OutcomeRun, RawOperation},
-    operation::{self, Author, Operation, Topic},
+    operation::{self, Author, Operation, Refused, Topic},
     reader,
 };
 use crate::{
@@ -453,6 +453,8 @@ fn check(mut chunk: Chunk, view: &TableView, topic: Topic) -> Result<Chunk, LogE
         } else if let Some(line) = line.filter(|it| *it != chunk.operations[at].line()) {
             let refused = LogRefused::OtherLine { line };
             chunk.fates[at] = Fate::Known(Outcome::Refused(Refusal::Topic(refused)));
+        } else if let Some(refused) = lacks_body(&chunk.operations[at]) {
+            chunk.fates[at] = Fate::Known(Outcome::Refused(Refusal::Invalid(refused)));
         }
     }
     let unchecked = chunk.ours();
@@ -469,6 +471,12 @@ fn check(mut chunk: Chunk, view: &TableView, topic: Topic) -> Result<Chunk, LogE
         }
     }
     Ok(chunk)
+}
+
+/// An id names the header alone, so an operation that is held without its body stays without.
+fn lacks_body(operation: &Operation) -> Option<Refused> {
+    let size = operation.payload_size();
+    (size > 0 && operation.body().is_none()).then_some(Refused::BodyMissing { size })
 }
 
 /// The places of operations such that each log's own places hold its operations sorted: what came

@@ -156,6 +156,13 @@ pub enum Refused {
         /// The operation.
         id: OperationId,
     },
+    /// The header speaks of a body that did not come with it. Whoever passes such an operation on
+    /// could otherwise have it appended without its body, before its author has it appended whole.
+    #[error("its body of {size} bytes is missing: append the operation with it")]
+    BodyMissing {
+        /// How many bytes the header says.
+        size: u64,
+    },
 }
 
 /// A field of an operation's header, as [`Refused`] names it.

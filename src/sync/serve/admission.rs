@@ -130,6 +130,10 @@ impl Admissions {
     fn took(&self, through: Option<NoteVersion>, rules: Vec<Note>, asked: Vec<Note>) -> LetIn {
         let mut known = self.locked();
         let first = known.through.is_none();
+        if known.through.is_some_and(|it| it > through) {
+            // Somebody else has looked since, and saw more.
+            return LetIn::default();
+        }
         known.through = Some(through);
         let rules = rules.into_iter().filter_map(|note| {
             let topic = outsiders::topic_of(&note.name)?;
@@ -297,11 +301,17 @@ impl Shared {
     }
 
     /// Takes in everything that was decided before this was called, if a quorum answers in time.
-    pub(super) async fn confirm_admissions(self: &Arc<Self>) {
+    /// False if none did.
+    pub(super) async fn confirm_admissions(self: &Arc<Self>) -> bool {
         let confirmed = timeout(WRITE_MAX, self.logs.confirmed_now()).await;
-        if let (Ok(Ok(())), Err(error)) = (confirmed, self.look_at_admissions()) {
+        if !matches!(confirmed, Ok(Ok(()))) {
+            return false;
+        }
+        let looked = self.look_at_admissions();
+        if let Err(error) = &looked {
             tracing::warn!(%error, "who may be served cannot be read");
         }
+        looked.is_ok()
     }
 
     fn serve_let_in(self: &Arc<Self>, topic: Topic, addr: &PeerAddr) {

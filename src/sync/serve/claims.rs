@@ -278,7 +278,11 @@ impl Shared {
         }
         for (peer, claim) in free {
             let fell = !former.contains(&peer);
-            if !fell && claim.topics.iter().all(|it| self.is_kept(peer, it.0)) {
+            let is_looked_for = |(topic, line): &(Topic, Line)| {
+                let open = self.feed(*topic).is_some_and(|it| it.line == *line);
+                !open || self.is_kept(peer, *topic)
+            };
+            if !fell && claim.topics.iter().all(is_looked_for) {
                 continue;
             }
             // Dialled first: whoever the peer answers claims it, and one of several does.

@@ -94,7 +94,7 @@ pub(super) async fn answer(shared: &Arc<Shared>, connection: &Connection) -> Res
     let (line, found) =
         answered.map_err(|_| SyncError::unexpected("discovery took too long"))??;
     connection.close("done");
-    shared.met(connection.remote(), line, &found);
+    shared.met(connection.remote(), line, &found, false);
     Ok(())
 }
 
@@ -119,7 +119,7 @@ pub(super) async fn ask(
     };
     let asked = timeout(SESSION_MAX, asking).await;
     let found = asked.map_err(|_| SyncError::unexpected("discovery took too long"))??;
-    shared.met(addr.peer, line, &found);
+    shared.met(addr.peer, line, &found, true);
     Ok(())
 }
 
@@ -152,27 +152,31 @@ pub(super) fn place(peer: PeerId, info: &TransportInfo) -> PeerAddr {
 }
 
 impl Shared {
-    /// Takes in what a discovery session found out.
-    fn met(self: &Arc<Self>, remote: PeerId, line: Line, found: &Found) {
-        let others = found.infos.iter().filter(|(peer, _)| {
-            **peer != self.wire.id() && **peer != remote && !self.doors.is_door(**peer)
-        });
-        let own = found.infos.get_key_value(&remote);
-        for (peer, info) in own.into_iter().chain(others.take(INFOS_MAX)) {
-            if info.verify(line, peer).is_ok() {
-                let rank = match *peer == remote {
-                    true => Rank::Met,
-                    false => Rank::Hearsay,
-                };
-                self.learn(&place(*peer, info), rank);
-            }
-        }
+    /// Takes in what a discovery session found out, which we asked for or the peer did.
+    fn met(self: &Arc<Self>, remote: PeerId, line: Line, found: &Found, asked: bool) {
         let common: Vec<Topic> = self
             .topics_told(remote)
             .into_iter()
             .filter(|(topic, _)| found.topics.contains(&topic.derived()))
             .map(|(topic, _)| topic)
             .collect();
+        if common.is_empty() && !asked {
+            // A stranger that shares nothing is not remembered, nor whom it names.
+            return;
+        }
+        let others = found.infos.iter().filter(|(peer, _)| {
+            **peer != self.wire.id() && **peer != remote && !self.doors.is_door(**peer)
+        });
+        let own = found.infos.get_key_value(&remote);
+        for (peer, info) in own.into_iter().chain(others.take(INFOS_MAX)) {
+            if info.verify(line, peer).is_ok() {
+                let rank = match *peer == remote && !common.is_empty() {
+                    true => Rank::Met,
+                    false => Rank::Hearsay,
+                };
+                self.learn(&place(*peer, info), rank);
+            }
+        }
         tracing::debug!(peer = %remote.short(), topics = common.len(), "met in discovery");
         for topic in common {
             self.keep(remote, topic);

@@ -91,12 +91,11 @@ impl Doors {
         doors.into_iter().map(|it| it.door.addr.clone()).collect()
     }
 
-    /// What open doors say of themselves, for stock nodes of a line to hear. One that is invalid
-    /// would make them forget ours.
+    /// What the doors of members say of themselves, for stock nodes of a line to hear; one that
+    /// was closed in good order says nothing. One that is invalid would make them forget ours.
     pub(super) fn infos(&self, line: Line) -> BTreeMap<PeerId, TransportInfo> {
         let known = self.known();
-        let open = known.values().filter(|it| it.at.elapsed() < self.silence);
-        let infos = open.filter_map(|it| {
+        let infos = known.values().filter_map(|it| {
             let peer = it.door.addr.peer;
             let (_, bytes) = it.door.infos.iter().find(|(of, _)| *of == line)?;
             let info = TransportInfo::from_bytes(line, bytes)?;

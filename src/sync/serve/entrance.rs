@@ -108,7 +108,10 @@ impl Shared {
         let stream = stream
             .map_err(|_| SyncError::unexpected("nothing was asked for in time"))?
             .map_err(SyncError::unexpected)?;
-        self.confirm_admissions().await;
+        if !self.confirm_admissions().await {
+            connection.close("no quorum is reached here");
+            return Ok(());
+        }
         let over = self.stop.child_token();
         let place = Arc::<Mutex<Option<ClientPlace>>>::default();
         let (shared, ending, client) = (Arc::clone(self), over.clone(), connection.clone());

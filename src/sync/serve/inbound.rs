@@ -5,7 +5,7 @@ use std::{
     collections::BTreeSet,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Instant,
 };
@@ -18,7 +18,7 @@ use tokio::{
 
 use super::rate::Quota;
 use crate::log_store::{
-    Author, ChainRefused, Line, LogError, Logs, Operation, Outcome, Refusal, Topic,
+    Author, ChainRefused, Line, LogError, Logs, Operation, Outcome, Refusal, Refused, Topic,
 };
 
 /// Operations that wait for their turn; with the bytes, what bounds a peer.
@@ -61,6 +61,8 @@ pub(super) struct Told {
     pub(super) retry: Notify,
     /// Never to be taken.
     pub(super) refused: AtomicU64,
+    /// Whether what waits is discarded.
+    discards: AtomicBool,
     wrong: Mutex<Wrong>,
 }
 
@@ -135,6 +137,11 @@ impl Inbound {
         handed
     }
 
+    /// Has what still waits discarded, but for what is being proposed now.
+    pub(super) fn discard(&self) {
+        self.told.discards.store(true, Relaxed);
+    }
+
     pub(super) fn told(&self) -> &Arc<Told> {
         &self.told
     }
@@ -174,13 +181,17 @@ async fn propose(
         let operations = std::mem::take(&mut batch);
         let authors: Vec<Author> = operations.iter().map(Operation::author).collect();
         let bytes: u64 = operations.iter().map(Operation::bytes).sum();
-        match logs.ingest(topic, operations).await {
-            Ok(outcomes) => {
-                for (author, outcome) in authors.into_iter().zip(outcomes) {
-                    told.note(author, &outcome);
+        if told.discards.load(Relaxed) {
+            told.not_taken(authors.len() as u64);
+        } else {
+            match logs.ingest(topic, operations).await {
+                Ok(outcomes) => {
+                    for (author, outcome) in authors.into_iter().zip(outcomes) {
+                        told.note(author, &outcome);
+                    }
                 }
+                Err(error) => told.not_known(authors.len(), &error),
             }
-            Err(error) => told.not_known(authors.len(), &error),
         }
         told.waiting_bytes.fetch_sub(bytes as usize, Relaxed);
         quota.done(bytes as usize);
@@ -203,7 +214,11 @@ impl Told {
             Outcome::Refused(Refusal::Chain(ChainRefused::Pruned { .. })) => {
                 self.held.fetch_add(1, Relaxed);
             }
-            Outcome::Refused(refusal) => self.refuse(Some(author), refusal),
+            Outcome::Refused(
+                refusal @ (Refusal::Chain(_) | Refusal::Invalid(Refused::BodyMissing { .. })),
+            ) => self.refuse(Some(author), refusal),
+            // A forgery says nothing about whose name it bears, a closed topic nothing about anybody.
+            Outcome::Refused(refusal) => self.refuse(None, refusal),
         }
     }
 

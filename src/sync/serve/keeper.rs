@@ -123,17 +123,19 @@ async fn serve_once(
     let over = feed.over.child_token();
     let admitted = shared.admissions.admit(peer, topic, over);
     let admitted = admitted.ok_or_else(|| SyncError::critical("it is not let in any more"))?;
-    // Taken first: of two sessions that begin at once one serves, and that is settled here.
-    let Some(slot) = shared.peers.take(peer, topic) else {
-        return Ok(session::End::Surplus);
-    };
-    let addr = shared.peers.addr(peer);
-    let connection = {
+    let (slot, connection) = {
+        // It may take a while, in which the peer may come in itself.
         let _dialling = shared.dials.acquire().await;
+        // Taken first: of two sessions that begin at once one serves, and that is settled here.
+        let Some(slot) = shared.peers.take(peer, topic) else {
+            return Ok(session::End::Surplus);
+        };
+        let addr = shared.peers.addr(peer);
         let dialled = timeout(DIAL_MAX, shared.wire.dial(&addr, Service::Sync)).await;
-        dialled
+        let connection = dialled
             .map_err(|_| SyncError::unexpected("it does not answer"))?
-            .map_err(SyncError::unexpected)?
+            .map_err(SyncError::unexpected)?;
+        (slot, connection)
     };
     // Only now: many that do not answer take nothing from those that do.
     let (_all, _counted) = shared

@@ -31,6 +31,7 @@ mod backoff;
 mod claims;
 mod discover;
 mod doors;
+mod echoed;
 mod entrance;
 mod inbound;
 mod keeper;

@@ -13,7 +13,10 @@ use std::{
 use rand::seq::IteratorRandom;
 use tokio::sync::Notify;
 
-use super::pacer::{ChunkBounds, Pacer, Seen, Turn};
+use super::{
+    echoed::Echoed,
+    pacer::{ChunkBounds, Pacer, Seen, Turn},
+};
 use crate::{
     identity::{PeerAddr, PeerId},
     log_store::{Author, Heights, Line, LogId, Topic},
@@ -98,7 +101,7 @@ pub(super) struct Served {
     unsure: u64,
     behind: Option<Author>,
     /// Logs that the peer is not to send: named to it as high as it holds them.
-    echoed: BTreeSet<Author>,
+    echoed: Echoed,
     pub(super) told: Told,
 }
 
@@ -327,7 +330,7 @@ impl Peers {
     /// Notes a `Have` of a peer that is sent nothing.
     pub(super) fn heard(&self, peer: PeerId, topic: Topic, line: Line, theirs: &Heights) {
         self.with(peer, topic, |it| {
-            it.theirs.clone_from(theirs);
+            it.keep(theirs);
             it.told.line = Some(line);
         });
     }
@@ -337,7 +340,7 @@ impl Peers {
     pub(super) fn have(&self, peer: PeerId, topic: Topic, ours: &Heights) -> Heights {
         let mut have = ours.clone();
         self.with(peer, topic, |served| {
-            for author in &served.echoed {
+            for author in served.echoed.authors(Instant::now()) {
                 if let Some(theirs) = served.theirs.get(author) {
                     have.insert(*author, theirs.clone());
                 }
@@ -356,6 +359,8 @@ impl Peers {
         (ours, theirs): (&Heights, &Heights),
         size: impl Fn(Author, LogId, Option<u32>, u32) -> io::Result<(u64, u64)>,
     ) -> io::Result<Job> {
+        // A branch that the peer has otherwise is not for it: it would refuse it for ever.
+        let ours = &self.without_echoed(peer, topic, ours);
         let all = Plan::compute(ours, theirs, Budget::UNLIMITED, None, &size)?;
         let missing = u64::from(all.operations);
         let Some((turn, behind)) = self.turn((peer, topic, line), theirs, missing) else {
@@ -409,7 +414,7 @@ impl Peers {
             missing,
             reached,
         };
-        served.theirs.clone_from(theirs);
+        served.keep(theirs);
         served.told.line = Some(line);
         served.told.missing = Some(missing);
         let pace = entry.paces.entry(line);
@@ -440,7 +445,17 @@ impl Peers {
 
     /// The peer is not to send these logs any more.
     pub(super) fn echo(&self, peer: PeerId, topic: Topic, authors: BTreeSet<Author>) {
-        self.look(peer, topic, |it| it.echoed.extend(authors));
+        self.look(peer, topic, |it| it.echoed.add(authors, Instant::now()));
+    }
+
+    fn without_echoed(&self, peer: PeerId, topic: Topic, ours: &Heights) -> Heights {
+        let mut ours = ours.clone();
+        self.look(peer, topic, |served| {
+            for author in served.echoed.authors(Instant::now()) {
+                ours.remove(author);
+            }
+        });
+        ours
     }
 
     /// Forgets what was about a topic.
@@ -524,6 +539,11 @@ impl Peer {
 }
 
 impl Served {
+    /// Remembers a `Have`, as far as that is of use and bounded.
+    pub(super) fn keep(&mut self, theirs: &Heights) {
+        self.theirs = self.echoed.kept(theirs);
+    }
+
     /// How many operations of a range the last chunk had too.
     fn sent_before(&self, range: &Range) -> u64 {
         let same = |it: &&Range| {

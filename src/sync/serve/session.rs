@@ -359,9 +359,7 @@ impl<'a> Running<'a> {
         }
         if self.session.wants_have() {
             // What is echoed to it depends on it.
-            self.shared
-                .peers
-                .with(peer, topic, |it| it.theirs.clone_from(&theirs));
+            self.shared.peers.with(peer, topic, |it| it.keep(&theirs));
             if !self.say_have().await? {
                 // The token of its rights is cancelled: the session is about to stop.
                 return Ok(());
@@ -524,6 +522,10 @@ impl<'a> Running<'a> {
 
     fn timed_out(&self) -> Result<End, SyncError> {
         let exchanged = self.session.exchange_ended();
+        if self.step == Step::Closing {
+            // It was to be asked again, and has more to say than there is time for.
+            return Ok(End::Ask);
+        }
         if exchanged && self.step != Step::Live {
             // It has everything we had for it, and does not finish: nothing is lost by leaving.
             return Ok(self.over());
@@ -550,6 +552,10 @@ impl<'a> Running<'a> {
             return ended;
         };
         let told = Arc::clone(inbound.told());
+        if self.agreed.admitted.over.is_cancelled() {
+            // Nothing of what still waits was acknowledged, and it may not be taken any more.
+            inbound.discard();
+        }
         inbound.finish().await;
         let wrong = told.wrong();
         let again = told.again.load(Relaxed);

@@ -187,6 +187,32 @@ async fn what_breaks_a_rule_of_logs_is_refused_and_the_rest_is_taken() {
     house.close().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_was_stripped_on_the_way_is_asked_for_and_not_lost() {
+    let house = House::of(1).await;
+    let door = house.door(0, Patience::default()).await;
+    for line in Line::ALL {
+        let whole = Writer::new(1, topic(line), line).next("purr");
+        let header = whole.header().clone();
+        let stripped = Operation::decode(line, header, None).expect("a body may be elsewhere");
+        let (liar, author) = (Guest::new().await, Guest::new().await);
+        liar.talk(&door, line).await.push(&[stripped]).await;
+        let told = |guest: &Guest| {
+            let peers = door.status().peers;
+            let told = peers.into_iter().find(|it| it.peer == guest.id());
+            told.map_or((0, 0), |it| (it.refused, it.appended))
+        };
+        until("it is refused", || told(&liar) == (1, 0)).await;
+        assert!(house.heights(line).await.is_empty());
+        author.talk(&door, line).await.push(&[whole]).await;
+        until("it is taken", || told(&author) == (0, 1)).await;
+        liar.close().await;
+        author.close().await;
+    }
+    door.stop().await;
+    house.close().await;
+}
+
 struct Topicless;
 
 impl Topicless {

@@ -1,0 +1,92 @@
+//! Whose logs a peer is not to send for now: what it sent of them broke a rule, and it would send
+//! the same in every session. It is told that we hold of them as much as it does.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use crate::log_store::{Author, Heights};
+
+/// Authors of one peer in one topic; beyond, the first ones are asked for again.
+const ECHOED_MAX: usize = 256;
+/// How long: then it may send them again, for what was wrong may have been mended.
+const ECHOED_FOR: Duration = Duration::from_mins(10);
+
+#[derive(Debug, Default)]
+pub(super) struct Echoed(BTreeMap<Author, Instant>);
+
+impl Echoed {
+    pub(super) fn add(&mut self, authors: impl IntoIterator<Item = Author>, now: Instant) {
+        self.0
+            .retain(|_, since| now.duration_since(*since) < ECHOED_FOR);
+        for author in authors {
+            if self.0.len() >= ECHOED_MAX
+                && !self.0.contains_key(&author)
+                && let Some(oldest) = self.0.iter().min_by_key(|it| it.1).map(|it| *it.0)
+            {
+                self.0.remove(&oldest);
+            }
+            self.0.insert(author, now);
+        }
+    }
+
+    /// Those of now.
+    pub(super) fn authors(&self, now: Instant) -> impl Iterator<Item = &Author> {
+        let of_now = self.0.iter();
+        of_now
+            .filter(move |(_, since)| now.duration_since(**since) < ECHOED_FOR)
+            .map(|it| it.0)
+    }
+
+    /// What is kept of a peer's `Have`: all of a short one, else only what is echoed to it.
+    pub(super) fn kept(&self, theirs: &Heights) -> Heights {
+        if theirs.len() <= ECHOED_MAX {
+            return theirs.clone();
+        }
+        let kept = self.0.keys();
+        let kept = kept.filter_map(|it| Some((*it, theirs.get(it)?.clone())));
+        kept.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log_store::LogId;
+
+    fn author(number: u16) -> Author {
+        let mut bytes = [0; 32];
+        bytes[..2].copy_from_slice(&number.to_be_bytes());
+        Author::from_bytes(bytes)
+    }
+
+    #[test]
+    fn authors_are_echoed_for_a_while_and_never_too_many() {
+        let mut echoed = Echoed::default();
+        let start = Instant::now();
+        echoed.add([author(0)], start);
+        let soon = start + Duration::from_secs(1);
+        echoed.add((1..=ECHOED_MAX as u16).map(author), soon);
+        assert_eq!(echoed.authors(soon).count(), ECHOED_MAX);
+        assert!(
+            !echoed.authors(soon).any(|it| *it == author(0)),
+            "the oldest"
+        );
+        echoed.add([author(1)], start + ECHOED_FOR);
+        let later: Vec<_> = echoed.authors(soon + ECHOED_FOR).collect();
+        assert_eq!(later, [&author(1)]);
+    }
+
+    #[test]
+    fn a_long_have_is_not_kept() {
+        let mut echoed = Echoed::default();
+        echoed.add([author(7)], Instant::now());
+        let log = LogId::from_bytes([1; 32]);
+        let short: Heights = (0..9).map(|it| (author(it), [(log, 3)].into())).collect();
+        assert_eq!(echoed.kept(&short), short);
+        let long: Heights = (0..999).map(|it| (author(it), [(log, 3)].into())).collect();
+        let kept: Vec<_> = echoed.kept(&long).into_keys().collect();
+        assert_eq!(kept, [author(7)]);
+    }
+}
