@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     task::JoinHandle,
-    time::sleep,
+    time::{Instant, sleep_until},
 };
 
 use super::{
@@ -60,6 +60,8 @@ where
     if !request.follow {
         return Ok(());
     }
+    // Other topics are written all the time: only what is sent puts it off.
+    let mut due = Instant::now() + limits.heartbeat;
     loop {
         tokio::select! {
             more = committed.changed() => {
@@ -67,10 +69,12 @@ where
                 let news = sender.news(topic, line).await?;
                 if !news.is_empty() {
                     sender.send(write, news, &mut quorate).await?;
+                    due = Instant::now() + limits.heartbeat;
                 }
             }
-            () = sleep(limits.heartbeat) => {
+            () = sleep_until(due) => {
                 send(write, &Frame::CaughtUp(Vec::new()).encode(), limits).await?;
+                due = Instant::now() + limits.heartbeat;
             }
             quorate = quorate.changed() => {
                 if !quorate {
