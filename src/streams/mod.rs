@@ -63,6 +63,11 @@
 //! ends with [`AckError::TakenOver`]. Acknowledgements are written together, each
 //! [`ACK_DELAY`] at most.
 //!
+//! # What is not kept
+//!
+//! [`TopicStream::ephemeral`] sends messages that are signed, go to whoever is there, and are
+//! forgotten. They travel between open doors and p2panda nodes, never through the group.
+//!
 //! # Limits
 //!
 //! [`PUBLISHES_MAX`] messages and [`PUBLISH_BYTES_MAX`] wait or are on their way, a member and
@@ -72,6 +77,7 @@
 
 mod acks;
 mod cursor;
+mod ephemeral;
 mod error;
 mod event;
 mod message;
@@ -81,6 +87,7 @@ mod window;
 
 pub use self::{
     cursor::{ACK_DELAY, CURSOR_NAME_BYTES_MAX},
+    ephemeral::{EphemeralMessage, EphemeralPublishError, EphemeralStream},
     error::{AckError, StreamError, SubscribeError},
     event::{Received, Source, StreamEvent},
     message::DecodeError,

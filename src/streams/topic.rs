@@ -49,6 +49,7 @@ impl Group<LogStore> {
 #[derive(Clone)]
 pub struct TopicStream {
     logs: Logs,
+    key: AuthorKey,
     topic: Topic,
     publisher: Publisher,
 }
@@ -61,6 +62,7 @@ impl TopicStream {
         let publisher = logs.publisher(key, topic);
         Self {
             logs,
+            key: key.clone(),
             topic,
             publisher,
         }
@@ -78,7 +80,16 @@ impl TopicStream {
         self.publisher.author()
     }
 
+    pub(super) fn logs(&self) -> &Logs {
+        &self.logs
+    }
+
+    pub(super) fn key(&self) -> &AuthorKey {
+        &self.key
+    }
+
     /// Opens the topic on all members; nothing changes if it is open. Publishing needs it.
+    /// Outsiders are admitted by [`Outsiders::open_topic`](crate::sync::Outsiders::open_topic).
     ///
     /// # Errors
     /// As [`Logs::open_topic`].

@@ -79,9 +79,10 @@
 //!
 //! # What it does not do
 //!
-//! What a session costs is bounded, what outsiders store is not. Members do not pass on ephemeral
-//! messages. A [`SyncProtocol`] of one's own cannot be mounted on a
-//! node yet.
+//! What a session costs is bounded, what outsiders store is not. Ephemeral messages are passed on
+//! in topics in which a member takes part in them itself, see
+//! [`streams`](crate::streams::TopicStream::ephemeral). A [`SyncProtocol`] of one's own cannot be
+//! mounted on a node yet.
 //!
 //! # Without p2panda
 //!
@@ -119,4 +120,8 @@ pub use self::{
     },
     serve::{OpenSyncError, PeerState, PeerStatus, Sync, SyncOptions, SyncStatus},
     ticket::{LogTicket, ParseLogTicketError},
+};
+pub(crate) use self::{
+    discovery::{EPHEMERAL_BYTES_MAX, Ephemeral, EphemeralError, Stamp},
+    serve::Channel,
 };

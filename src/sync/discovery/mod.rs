@@ -13,13 +13,6 @@
 //! nothing in another session; `who` keeps Bob from sending Alice's own hashes back to her. What
 //! shows is how many topics a side has.
 
-#[cfg_attr(
-    not(test),
-    expect(
-        dead_code,
-        reason = "streams for applications will send and hear these"
-    )
-)]
 mod ephemeral;
 mod info;
 mod message;
@@ -31,13 +24,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{Bytes, BytesMut};
 
+pub(crate) use self::ephemeral::{EPHEMERAL_BYTES_MAX, Ephemeral, EphemeralError};
+#[cfg(test)]
+pub(crate) use self::info::InvalidInfo;
 pub(crate) use self::info::{Address, Stamp, TransportInfo};
 use self::message::{DiscoveryMessage, FRAME_MAX, Hashes, Nodes, Salt};
-#[cfg(test)]
-pub(crate) use self::{
-    ephemeral::{EPHEMERAL_BYTES_MAX, Ephemeral, EphemeralError},
-    info::InvalidInfo,
-};
 use super::{
     codec::{Frames, WireFault},
     protocol::SyncError,

@@ -268,6 +268,9 @@ pub(super) fn shown(rights: Rights, held: Heights, theirs: &Heights) -> Heights 
 impl Shared {
     /// Whether a peer may know of any topic that is open.
     pub(super) fn is_welcome(&self, peer: PeerId) -> bool {
+        if self.doors.is_door(peer) {
+            return true;
+        }
         let topics = self.open_topics();
         let known = self.admissions.locked();
         let mut told = topics.iter();

@@ -69,7 +69,11 @@ fn local(shared: &Shared, peer: PeerId, line: Line) -> Local {
             .topics_told(peer)
             .into_iter()
             .filter(|(_, it)| *it == line)
-            .map(|(topic, _)| topic.derived())
+            .flat_map(|(topic, _)| {
+                // Its own name where there are messages that are not kept.
+                let own = shared.channels.has(topic).then_some(topic);
+                own.into_iter().chain([topic.derived()])
+            })
             .collect(),
         infos,
     }
@@ -154,13 +158,21 @@ pub(super) fn place(peer: PeerId, info: &TransportInfo) -> PeerAddr {
 impl Shared {
     /// Takes in what a discovery session found out, which we asked for or the peer did.
     fn met(self: &Arc<Self>, remote: PeerId, line: Line, found: &Found, asked: bool) {
-        let common: Vec<Topic> = self
+        let told: Vec<Topic> = self
             .topics_told(remote)
             .into_iter()
-            .filter(|(topic, _)| found.topics.contains(&topic.derived()))
-            .map(|(topic, _)| topic)
+            .map(|it| it.0)
             .collect();
-        if common.is_empty() && !asked {
+        let has = |topic: &Topic| found.topics.contains(topic);
+        let common: Vec<Topic> = told
+            .iter()
+            .copied()
+            .filter(|it| has(&it.derived()))
+            .collect();
+        // Where both have messages that are not kept.
+        let spoken: Vec<Topic> = told.into_iter().filter(has).collect();
+        let strange = common.is_empty() && spoken.is_empty();
+        if strange && !asked {
             // A stranger that shares nothing is not remembered, nor whom it names.
             return;
         }
@@ -170,12 +182,15 @@ impl Shared {
         let own = found.infos.get_key_value(&remote);
         for (peer, info) in own.into_iter().chain(others.take(INFOS_MAX)) {
             if info.verify(line, peer).is_ok() {
-                let rank = match *peer == remote && !common.is_empty() {
+                let rank = match *peer == remote && !strange {
                     true => Rank::Met,
                     false => Rank::Hearsay,
                 };
                 self.learn(&place(*peer, info), rank);
             }
+        }
+        for topic in spoken {
+            self.channels.invite(topic, remote);
         }
         tracing::debug!(peer = %remote.short(), topics = common.len(), "met in discovery");
         for topic in common {

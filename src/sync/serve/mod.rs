@@ -33,6 +33,7 @@ mod discover;
 mod doors;
 mod echoed;
 mod entrance;
+mod ephemeral;
 mod inbound;
 mod keeper;
 #[cfg(feature = "mdns")]
@@ -65,11 +66,13 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use zeroize::Zeroizing;
 
+pub(crate) use self::ephemeral::Channel;
 use self::{
     admission::Admissions,
     claims::Claims,
     discover::Infos,
     doors::Doors,
+    ephemeral::Channels,
     patience::Patience,
     peers::{Counted, Peers, Rank},
     places::Places,
@@ -168,6 +171,7 @@ struct Shared {
     rates: Arc<Rates>,
     register: Register,
     infos: Infos,
+    channels: Channels,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -232,6 +236,7 @@ impl Sync {
             rates,
             register: Register::default(),
             infos: Infos::default(),
+            channels: Channels::default(),
             kept: Arc::new(Semaphore::new(KEPT_MAX)),
             dials: Semaphore::new(DIALS_MAX),
             stop: CancellationToken::new(),

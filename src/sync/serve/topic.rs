@@ -92,6 +92,8 @@ async fn gossip(shared: Arc<Shared>, topic: Topic, mut invitations: mpsc::Receiv
                     }
                     // Its sessions are closed by its side; they are dialled again.
                     Some(Neighbour::Down(_)) => {}
+                    // Nothing is said in this overlay; it is read so that nobody waits for us.
+                    Some(Neighbour::Said(_)) => {}
                     None => break,
                 },
                 Some(peer) = invitations.recv() => {

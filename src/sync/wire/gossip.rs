@@ -1,5 +1,6 @@
-//! Membership of a topic's overlay, by iroh-gossip: who is a neighbour, nothing else.
+//! Membership of a topic's overlay, by iroh-gossip: who is a neighbour, and what is said there.
 
+use bytes::Bytes;
 use futures_util::StreamExt;
 use iroh::{Endpoint, EndpointId};
 use iroh_gossip::{
@@ -24,13 +25,15 @@ pub(super) fn spawn(endpoint: &Endpoint, alpn: Vec<u8>) -> Gossip {
         .spawn(endpoint.clone())
 }
 
-/// A change among our neighbours in a topic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What happens among our neighbours in a topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Neighbour {
     /// A new one.
     Up(PeerId),
     /// It left, or was replaced by another.
     Down(PeerId),
+    /// Somebody in the overlay has sent a message to all.
+    Said(Bytes),
 }
 
 /// Our place in the overlay of one topic; dropping it leaves the overlay.
@@ -58,14 +61,22 @@ impl Membership {
         self.sender.join_peers(ids).await.map_err(WireError::new)
     }
 
-    /// The next change; `None` once the endpoint is closed. Messages are read and dropped, so that
-    /// nobody waits for us. Cancel-safe.
+    /// Sends a message to all in the overlay, as far as there are any.
+    ///
+    /// # Errors
+    /// The endpoint is closed.
+    pub(crate) async fn say(&self, message: Bytes) -> Result<(), WireError> {
+        self.sender.broadcast(message).await.map_err(WireError::new)
+    }
+
+    /// The next change; `None` once the endpoint is closed. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Option<Neighbour> {
         loop {
             match self.receiver.next().await?.ok()? {
                 Event::NeighborUp(id) => return Some(Neighbour::Up(peer(id))),
                 Event::NeighborDown(id) => return Some(Neighbour::Down(peer(id))),
-                Event::Received(_) | Event::Lagged => {}
+                Event::Received(message) => return Some(Neighbour::Said(message.content)),
+                Event::Lagged => {}
             }
         }
     }

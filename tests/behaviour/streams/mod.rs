@@ -2,6 +2,7 @@
 
 mod cursors;
 mod delivery;
+mod ephemeral;
 mod publishing;
 
 use futures_util::future::join_all;
