@@ -217,7 +217,7 @@ impl Told {
             Outcome::Refused(
                 refusal @ (Refusal::Chain(_) | Refusal::Invalid(Refused::BodyMissing { .. })),
             ) => self.refuse(Some(author), refusal),
-            // A forgery says nothing about whose name it bears, a closed topic nothing about anybody.
+            // A forgery says nothing about whose name it bears, nor does a topic that is closed.
             Outcome::Refused(refusal) => self.refuse(None, refusal),
         }
     }
