@@ -259,7 +259,9 @@ impl Node {
         let id = logs.group().id();
         // Of two that open it at once the second finds it open.
         let _opening = self.inner.opening.lock().await;
-        if let Some(open) = self.doors().get(&id) {
+        if let Some(open) = self.doors().get(&id)
+            && !open.is_stopped()
+        {
             return Ok(open.clone());
         }
         let secret = self.inner.secret.derive(SYNC_KEY, id.as_bytes());

@@ -293,8 +293,13 @@ impl Sessions {
             End::Never(outcome) => outcome,
             End::Unknown | End::Gone => Outcome::NoLeader,
         };
-        for pack in waiting.drain(..) {
-            let _ = pack.answer.send(outcome.copy());
+        for pack in std::mem::take(waiting) {
+            if pack.again.is_some() {
+                // Its first try may have been applied: it needs no session of today, and waits on.
+                waiting.push_back(pack);
+            } else {
+                let _ = pack.answer.send(outcome.copy());
+            }
         }
     }
 

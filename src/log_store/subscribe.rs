@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, ops::Bound};
 
-use futures_util::{Stream, stream};
+use futures_util::{Stream, future::BoxFuture, stream};
 
 use super::{
     Logs,
@@ -39,6 +39,8 @@ pub(crate) struct Commits {
     logs: Logs,
     topic: Topic,
     page: CommitPage,
+    /// The read of the next page, which goes on where a call was dropped.
+    reading: Option<BoxFuture<'static, Result<CommitPage, LogError>>>,
 }
 
 impl Commits {
@@ -47,7 +49,12 @@ impl Commits {
             operations: VecDeque::new(),
             next: from,
         };
-        Self { logs, topic, page }
+        Self {
+            logs,
+            topic,
+            page,
+            reading: None,
+        }
     }
 
     /// All that is held below this number has been given.
@@ -62,6 +69,15 @@ impl Commits {
             if let Some(item) = self.page.operations.pop_front() {
                 return Ok(Some(item));
             }
+            if let Some(reading) = &mut self.reading {
+                let page = reading.await;
+                self.reading = None;
+                self.page = page?;
+                if self.page.operations.is_empty() {
+                    return Ok(None);
+                }
+                continue;
+            }
             // Before the look: what is applied behind it wakes the wait.
             let seen = self.logs.group.applied();
             let (topic, next) = (self.topic, self.page.next);
@@ -72,13 +88,11 @@ impl Commits {
                 more.map_err(LogError::Stopped)?;
                 continue;
             }
-            let page = self
-                .logs
-                .elsewhere(move |it| reader::commits(it, topic, next, Limits::PAGE));
-            self.page = page.await?;
-            if self.page.operations.is_empty() {
-                return Ok(None);
-            }
+            let logs = self.logs.clone();
+            self.reading = Some(Box::pin(async move {
+                let page = logs.elsewhere(move |it| reader::commits(it, topic, next, Limits::PAGE));
+                page.await
+            }));
         }
     }
 }

@@ -51,7 +51,8 @@
 //! # Delivery
 //!
 //! Every subscription gets the messages of all authors in the order of their commits, the same at
-//! every member, each at least once. What was not acknowledged is delivered again to whoever
+//! every member, each at least once, but for those that were pruned before a subscriber got to
+//! them. What was not acknowledged is delivered again to whoever
 //! subscribes next through the same cursor: after a restart, or at another member.
 //!
 //! ```text

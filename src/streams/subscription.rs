@@ -4,7 +4,10 @@ use std::{fmt, marker::PhantomData, sync::Arc};
 
 use futures_util::{Stream, stream};
 use serde::de::DeserializeOwned;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{
+    broadcast::{self, error::RecvError},
+    watch,
+};
 
 use super::{
     acks::Acks,
@@ -210,8 +213,9 @@ impl<M: DeserializeOwned> Subscription<M> {
             biased;
             // Without a cursor nobody tells, for ever.
             Ok(()) = self.progress.changed() => return self.look_at_progress(),
-            // It closes with the group, which the others tell.
-            Ok(news) = self.sessions.recv() => return self.session_event(news),
+            news = heard(&mut self.sessions) => {
+                return news.and_then(|it| self.session_event(it));
+            }
             Ok(()) = self.moves.changed(), if wait_for_room => {}
             commit = self.commits.next(), if !wait_for_room => match commit {
                 Ok(Some(commit)) => self.spare = Some(commit),
@@ -309,5 +313,15 @@ impl<M> fmt::Debug for Subscription<M> {
         f.debug_struct("Subscription")
             .field("topic", &self.topic)
             .finish_non_exhaustive()
+    }
+}
+
+/// What a door tells next; none where some of it was missed. It closes with the group, which others
+/// tell.
+async fn heard(sessions: &mut broadcast::Receiver<SessionNews>) -> Option<SessionNews> {
+    match sessions.recv().await {
+        Ok(news) => Some(news),
+        Err(RecvError::Lagged(_)) => None,
+        Err(RecvError::Closed) => std::future::pending().await,
     }
 }

@@ -310,6 +310,10 @@ impl Sync {
         self.shared.status()
     }
 
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.shared.stop.is_cancelled()
+    }
+
     /// Closes the door: ends all sessions and gives the socket back. Idempotent.
     pub async fn stop(&self) {
         let first = !self.shared.stop.is_cancelled();

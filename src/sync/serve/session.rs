@@ -290,9 +290,7 @@ impl<'a> Running<'a> {
             Event::Operation { header, body } | Event::Live { header, body } => {
                 let id = OperationId::from_bytes(*blake3::hash(&header).as_bytes());
                 self.came_from.remember(id);
-                let origin = Origin::Sync(self.agreed.peer);
-                self.shared.logs.came_in(id, origin);
-                self.take(header, body);
+                self.take(id, header, body);
             }
             Event::Closed | Event::Ended if self.step == Step::Live => {
                 self.flush().await?;
@@ -427,8 +425,11 @@ impl<'a> Running<'a> {
         Ok(())
     }
 
-    fn take(&mut self, header: Bytes, body: Option<Bytes>) {
+    fn take(&mut self, id: OperationId, header: Bytes, body: Option<Bytes>) {
         if self.agreed.admitted.rights.push {
+            // Before it can be committed. Who may not push is nobody's origin.
+            let origin = Origin::Sync(self.agreed.peer);
+            self.shared.logs.came_in(id, origin);
             if let Some(inbound) = &mut self.inbound {
                 inbound.take(header, body);
             }

@@ -1,5 +1,6 @@
 //! Messages out: what is told of each, and of those that are none.
 
+use futures_util::FutureExt;
 use quorate::{
     log_store::{Author, Line, Operation},
     streams::{Acknowledge, Source, StreamEvent, StreamFrom},
@@ -108,4 +109,25 @@ async fn what_is_no_message_is_told_and_passed() {
     // They are behind it.
     let mut inbox = subscribed(&chats[0], reader, Acknowledge::Explicit).await;
     assert_eq!(heard(&mut inbox).await.number, 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consumer_that_asks_for_moments_only_gets_everything() {
+    let (_members, chats) = chat_of(1).await;
+    committed(say_many(&chats[0], texts("word", 5)).await).await;
+    let mut inbox = from_start(&chats[0]).await;
+    let mut got = 0;
+    let asking = async {
+        while got < 5 {
+            // Dropped at once, in the middle of whatever it reads.
+            match inbox.next().now_or_never() {
+                Some(event) => {
+                    let event = event.expect("it goes on");
+                    got += usize::from(matches!(event, StreamEvent::Message(_)));
+                }
+                None => tokio::time::sleep(std::time::Duration::from_millis(1)).await,
+            }
+        }
+    };
+    within("all messages", asking).await;
 }

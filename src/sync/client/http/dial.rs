@@ -93,7 +93,9 @@ impl HttpDial {
         // The name is not sent: the key is what counts.
         let name = ServerName::try_from("quorate").map_err(DialError::new)?;
         let session = session.connect(name, tokio::io::join(read, write)).await;
-        let (read, write) = tokio::io::split(session.map_err(DialError::new)?);
+        let session = session.map_err(DialError::new)?;
+        tls::check_network(&self.identity.network, session.get_ref().1.alpn_protocol())?;
+        let (read, write) = tokio::io::split(session);
         Ok(Dialled {
             read: Box::new(read),
             write: Box::new(write),
@@ -157,6 +159,10 @@ impl Url {
             return Err(no());
         }
         let host = authority.host();
+        let port = authority.as_str().strip_prefix(host).unwrap_or_default();
+        if host.is_empty() || (!port.is_empty() && authority.port_u16().is_none()) {
+            return Err(no());
+        }
         let bare = host.strip_prefix('[').and_then(|it| it.strip_suffix(']'));
         Ok(Self {
             secure,
@@ -199,6 +205,10 @@ mod tests {
             "http://a/?b",
             "http://u@a",
             "http://a b",
+            "http://a:",
+            "http://a:99999",
+            "http://[::1]:x",
+            "http://:80",
         ] {
             assert!(Url::parse(text).is_err(), "{text:?}");
         }

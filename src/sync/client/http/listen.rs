@@ -61,6 +61,7 @@ pub(super) struct HttpListener {
     bound: SocketAddr,
     urls: Vec<String>,
     tls: Arc<ServerConfig>,
+    network: [u8; 32],
     connections: Arc<Semaphore>,
 }
 
@@ -93,6 +94,7 @@ impl HttpListener {
                         bound,
                         urls,
                         tls: Arc::new(tls::server(place).map_err(ListenError::new)?),
+                        network: place.network,
                         connections: Arc::new(Semaphore::new(sessions_max + SPARE)),
                     });
                 }
@@ -132,7 +134,7 @@ impl Listener for HttpListener {
         Box::pin(async {
             let (stream, room) = self.next().await?;
             let tls = TlsAcceptor::from(Arc::clone(&self.tls));
-            Some(Box::pin(knock(stream, tls, room)) as _)
+            Some(Box::pin(knock(stream, tls, self.network, room)) as _)
         })
     }
 
@@ -214,6 +216,7 @@ async fn open(State(desk): State<Desk>, request: Body) -> Response {
 async fn knock(
     stream: TcpStream,
     tls: TlsAcceptor,
+    network: [u8; 32],
     room: OwnedSemaphorePermit,
 ) -> Result<Caller, DialError> {
     stream.set_nodelay(true).map_err(DialError::new)?;
@@ -247,6 +250,7 @@ async fn knock(
             return Err(DialError::new(why));
         }
     };
+    tls::check_network(&network, session.get_ref().1.alpn_protocol())?;
     let peer = tls::proven(session.get_ref().1.peer_certificates());
     let peer = peer.ok_or_else(|| DialError::new("it has proven no key"))?;
     let (read, write) = tokio::io::split(session);

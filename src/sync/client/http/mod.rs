@@ -55,9 +55,10 @@ const HEADERS_MAX: usize = 64;
 /// certificate, and a proxy in between cannot read or change anything. A proxy must pass bodies on
 /// as they come; see the guide in the README.
 ///
-/// A member listens with it beside QUIC when it is among
-/// its [`Transports`](super::Transports), and its tickets name the URLs;
-/// a client uses it without being told, where a ticket names one.
+/// A [`LogServer`](super::LogServer) listens with it beside QUIC when it is among its
+/// [`Transports`](super::Transports), and its tickets name the URLs; the door of a member
+/// ([`Node::serve_sync`](crate::Node::serve_sync)) does not yet. A client uses it without being
+/// told, where a ticket names one.
 ///
 /// ```
 /// use quorate::sync::{Http, Transports};
@@ -75,8 +76,9 @@ pub struct Http {
 }
 
 impl Http {
-    /// Listens on a free port of every IPv4 interface, and is called by that address. A start finds
-    /// the port and the URLs of the one before.
+    /// Listens on a free port of every IPv4 interface, and is called by that address. A start with
+    /// the kept settings of the one before ([`LogServer::settings`](super::LogServer::settings))
+    /// finds its port and URLs.
     #[must_use]
     pub fn new() -> Self {
         Self::default()

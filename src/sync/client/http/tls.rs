@@ -81,6 +81,14 @@ pub(super) fn outside() -> Result<ClientConfig, DialError> {
     Ok(config)
 }
 
+/// Whether both ends have named this network: TLS goes on where one names none.
+pub(super) fn check_network(network: &[u8; 32], agreed: Option<&[u8]>) -> Result<(), DialError> {
+    match agreed == Some(&alpn(network)[..]) {
+        true => Ok(()),
+        false => Err(DialError::new("it is of another network, or names none")),
+    }
+}
+
 /// Whose key was proven.
 pub(super) fn proven(certificates: Option<&[CertificateDer<'_>]>) -> Option<PeerId> {
     let [key] = certificates? else { return None };

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::{
-    super::{Patience, PeerState, Sync},
+    super::{Patience, PeerState, Sync, SyncOptions},
     guest::{Guest, House, Talk, operations, soon, topic, until},
 };
 use crate::{
@@ -165,6 +165,25 @@ async fn a_peer_that_another_member_serves_is_told_what_is_held_and_no_more() {
     for door in &doors {
         door.stop().await;
     }
+    guest.close().await;
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_door_that_was_closed_by_its_handle_is_opened_again() {
+    let house = House::of(1).await;
+    let options = || SyncOptions {
+        bind: vec![([127, 0, 0, 1], 0).into()],
+        ..SyncOptions::default()
+    };
+    let (node, logs) = (&house.nodes[0], &house.logs[0]);
+    let first = node.serve_sync(logs, options()).await.expect("it opens");
+    first.stop().await;
+    let second = node.serve_sync(logs, options()).await.expect("it opens");
+    let guest = Guest::new().await;
+    let mut talk = guest.talk(&second, Line::V07).await;
+    live(&mut talk).await;
+    drop(talk);
     guest.close().await;
     house.close().await;
 }
