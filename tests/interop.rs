@@ -12,11 +12,15 @@ mod child;
     reason = "shared with the behaviour tests, which use all of it"
 )]
 mod cluster;
+#[path = "interop/firewall.rs"]
+mod firewall;
 #[cfg(feature = "mdns")]
 #[path = "interop/lan.rs"]
 mod lan;
 #[path = "interop/harness/mint.rs"]
 mod mint;
+#[path = "interop/harness/namespace.rs"]
+mod namespace;
 #[path = "interop/harness/peer.rs"]
 mod peer;
 #[path = "interop/harness/stock.rs"]

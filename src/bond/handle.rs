@@ -37,7 +37,8 @@ pub(super) struct Inner {
     pub(super) formed: Instant,
     /// In nanoseconds; 0 before the first.
     pub(super) rtt: AtomicU64,
-    pub(super) silent: AtomicBool,
+    /// When the peer fell silent, in nanoseconds after `formed`; 0 while it is heard.
+    pub(super) silent: AtomicU64,
     /// Set once, by whoever ends the bond first. Every task of the bond watches it.
     pub(super) ended: watch::Sender<Option<TerminationReason>>,
     /// Whether we have told the peer that we depart.
@@ -110,7 +111,15 @@ impl Bond {
 
     /// Whether heartbeats are missed at the moment.
     pub(crate) fn is_silent(&self) -> bool {
-        self.0.silent.load(Ordering::Relaxed)
+        self.silent_for().is_some()
+    }
+
+    /// For how long the peer has been silent, beyond the heartbeats that it missed.
+    pub(crate) fn silent_for(&self) -> Option<Duration> {
+        match self.0.silent.load(Ordering::Relaxed) {
+            0 => None,
+            since => Some(self.age().saturating_sub(Duration::from_nanos(since))),
+        }
     }
 
     pub(crate) fn age(&self) -> Duration {
@@ -173,7 +182,9 @@ impl Bond {
     }
 
     pub(super) fn set_silent(&self, silent: bool) {
-        self.0.silent.store(silent, Ordering::Relaxed);
+        let since = u64::try_from(self.age().as_nanos()).unwrap_or(u64::MAX);
+        let since = if silent { since.max(1) } else { 0 };
+        self.0.silent.store(since, Ordering::Relaxed);
     }
 
     pub(super) fn set_rtt(&self, rtt: Duration) {
@@ -194,7 +205,7 @@ impl Bond {
             link,
             formed: Instant::now(),
             rtt: AtomicU64::new(0),
-            silent: AtomicBool::new(false),
+            silent: AtomicU64::new(0),
             ended: watch::Sender::new(None),
             departing: AtomicBool::new(false),
             parted: watch::Sender::new(false),

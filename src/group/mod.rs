@@ -8,6 +8,7 @@ mod submit;
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use tokio::sync::watch;
 use zeroize::Zeroizing;
 
 pub(crate) use self::registry::Registry;
@@ -123,6 +124,32 @@ impl<M: StateMachine> Group<M> {
     #[must_use]
     pub fn bonds(&self) -> Bonds {
         self.replica.mesh().bonds()
+    }
+
+    /// Whether a peer is bonded, and was heard so lately that it is not to be replaced.
+    pub(crate) fn hears(&self, peer: &PeerId) -> bool {
+        let bond = self.bonds().get(peer);
+        bond.is_some_and(|it| it.silent_for().is_none_or(|it| it < self.suspicion()))
+    }
+
+    /// When the next bond will have been silent for too long to [hear](Self::hears) its peer.
+    pub(crate) fn next_unheard(&self) -> Option<Duration> {
+        let silent = self.bonds().iter().filter_map(|it| it.1.silent_for());
+        silent
+            .filter_map(|it| self.suspicion().checked_sub(it))
+            .min()
+    }
+
+    /// Silence, beyond the heartbeats that were missed, after which what a peer does for others is
+    /// done by somebody else. Far less than ends a bond, and far more than a disk takes to sync.
+    fn suspicion(&self) -> Duration {
+        self.replica.config().timing.bond_timeout / 5
+    }
+
+    /// Tells of each change of role, leader or members, and of each peer that falls silent or is
+    /// heard again.
+    pub(crate) fn watch_peers(&self) -> watch::Receiver<impl Sized + use<M>> {
+        self.replica.watch()
     }
 
     /// The latest state that this member has applied, and through which position: it holds every

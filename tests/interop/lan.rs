@@ -3,17 +3,15 @@
 //! Both run in a network namespace that the test makes, with one interface, so that nothing is said
 //! on the network of the machine.
 
-use std::{env, net::SocketAddr, process::Command};
+use std::net::SocketAddr;
 
 use quorate::{
     log_store::Line,
     sync::{Admission, SyncOptions},
 };
 
-use crate::{peer::Group, stock::Stock};
+use crate::{namespace, peer::Group, stock::Stock};
 
-/// Set where the namespace has been entered.
-const INSIDE: &str = "QUORATE_INTEROP_LAN";
 const ADDRESS: [u8; 4] = [10, 77, 0, 1];
 
 /// The namespace's one interface; its other end is there so that it counts as up.
@@ -24,30 +22,13 @@ const INTERFACE: &str = "ip link set lo up && ip link add lan0 type veth peer na
 #[test]
 #[ignore = "needs stock nodes: make interop"]
 fn a_stock_node_finds_a_member_on_the_local_network_by_itself() {
-    let own = |arguments: &[&str]| {
-        let mut command = Command::new("unshare");
-        command.args(["--user", "--map-root-user", "--net"]);
-        command.args(arguments);
-        command
-    };
-    let possible = own(&["sh", "-c", INTERFACE]).output();
-    if !possible.is_ok_and(|it| it.status.success()) {
-        eprintln!("skipped: no network namespace can be made here");
-        return;
-    }
-    let exe = env::current_exe().expect("a test is a program");
-    let script = format!("{INTERFACE} && exec \"$0\" lan::inside --exact --ignored --nocapture");
-    let status = own(&["sh", "-c", &script])
-        .arg(exe)
-        .env(INSIDE, "1")
-        .status();
-    assert!(status.expect("it starts").success());
+    namespace::run(INTERFACE, "lan::inside");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "run by the test above, in a namespace"]
 async fn inside() {
-    if env::var_os(INSIDE).is_none() {
+    if !namespace::is_inside() {
         return;
     }
     let door = |bind| SyncOptions {

@@ -14,11 +14,14 @@ use crate::{
     stock::{Height, Seen, Stock},
 };
 
-/// How soon the next chunk is with the node, to its last operation: a bond without an answer counts
-/// as lost after 1.5 s, by the settings for a LAN. On a machine that is busy with other things some
-/// may be late, by so much.
+/// How soon the next chunk is with the node, to its last operation: a member that does not answer
+/// is replaced after 0.42 s, by the settings for a LAN. On a machine that is busy with other things
+/// some may be late, by so much.
 const TAKEOVER: Duration = Duration::from_secs(2);
 const TAKEOVER_MAX: Duration = Duration::from_secs(12);
+/// The same with a node that nobody can dial: it gives the dead connection up after 10 s, and looks
+/// for another member every 5 s.
+const TAKEOVER_DIALLING: Duration = Duration::from_secs(20);
 /// Operations that may be sent again for each loss: what was on its way in the last chunk, and what
 /// the node had not taken in of the one before. Chunks have at most 200 or 500.
 fn resent_max(line: Line) -> u64 {
@@ -90,16 +93,13 @@ impl Ground {
     }
 
     /// How long it took until another member had sent the node a chunk, to the last operation.
-    async fn next_chunk(&self, lost: usize, at: Instant) -> Duration {
+    async fn next_chunk(&self, lost: usize, at: Instant, within: Duration) -> Duration {
         loop {
             let others = self.children.iter().enumerate().filter(|it| it.0 != lost);
             if let Some(sent) = others.filter_map(|it| it.1.sent_after(at)).min() {
                 return sent.duration_since(at);
             }
-            assert!(
-                at.elapsed() < TAKEOVER_MAX,
-                "nobody has taken the node over"
-            );
+            assert!(at.elapsed() < within, "nobody has taken the node over");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -125,9 +125,37 @@ impl Ground {
 /// Again and again the member that serves is killed, or told to stop, at ever other moments between
 /// two chunks; the node knows one member only.
 pub(crate) async fn lose_the_serving_member(line: Line, times: u32, late_max: u32) {
+    let bounds = Bounds {
+        soon: TAKEOVER,
+        late_max,
+        end: TAKEOVER_MAX,
+    };
+    lose(line, times, bounds, 0).await;
+}
+
+/// The same where the node can dial, at its port, and nobody can dial it.
+pub(crate) async fn lose_the_member_that_a_node_dialled(line: Line, times: u32, port: u16) {
+    let bounds = Bounds {
+        soon: TAKEOVER_DIALLING,
+        late_max: 0,
+        end: TAKEOVER_DIALLING,
+    };
+    lose(line, times, bounds, port).await;
+}
+
+/// How soon another member goes on.
+struct Bounds {
+    soon: Duration,
+    /// How many losses may take longer, and how long these may take.
+    late_max: u32,
+    end: Duration,
+}
+
+async fn lose(line: Line, times: u32, bounds: Bounds, port: u16) {
     let mut ground = Ground::open(line).await;
     let mut options = ground.group.options("reader");
     options.peers = vec![ground.children[0].address.clone()];
+    options.port = port;
     let mut stock = Stock::start(&options).await;
     stock.subscribe(ground.group.topic).await;
     let (mut all, mut longest, mut late, mut counted) = (Duration::ZERO, Duration::ZERO, 0, 0);
@@ -151,7 +179,7 @@ pub(crate) async fn lose_the_serving_member(line: Line, times: u32, late_max: u3
         };
         counted += child.resent();
         ground.lack(&stock, LACKS / 3).await;
-        let took = ground.next_chunk(serving, lost).await;
+        let took = ground.next_chunk(serving, lost, bounds.end).await;
         // It says so behind what it has still to take in.
         let address = ground.children[serving].address.clone();
         let announced = |it: &Seen| it.chunk_after(lost, &address).cloned();
@@ -161,7 +189,7 @@ pub(crate) async fn lose_the_serving_member(line: Line, times: u32, late_max: u3
             announced.operations,
             announced.at.duration_since(lost)
         );
-        late += u32::from(took >= TAKEOVER);
+        late += u32::from(took >= bounds.soon);
         (all, longest) = (all + took, longest.max(took));
         ground.children[serving].come_back(&ground.group).await;
         tokio::time::sleep_until((lost + RECOVERY).into()).await;
@@ -177,7 +205,8 @@ pub(crate) async fn lose_the_serving_member(line: Line, times: u32, late_max: u3
          {total} operations, {resent} sent again, {counted} counted",
         all / times
     );
-    assert!(late <= late_max, "{late} took longer than {TAKEOVER:?}");
+    let Bounds { soon, late_max, .. } = bounds;
+    assert!(late <= late_max, "{late} took longer than {soon:?}");
     assert!(
         resent <= u64::from(times) * resent_max(line),
         "{resent} were sent again"

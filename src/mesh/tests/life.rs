@@ -124,12 +124,17 @@ async fn a_hung_peer_is_silent_and_then_heard_again() {
         .noted("silent", |notes| notes.last() == Some(&silent))
         .await;
     assert!(bond.is_silent() && !bond.is_terminated());
+    // The silence has a length, which is none of the heartbeats that were missed before.
+    let silent_for = bond.silent_for().expect("it is silent");
+    tokio::time::sleep(quick.heartbeat).await;
+    assert!(bond.silent_for() >= Some(silent_for + quick.heartbeat));
+    assert!(bond.silent_for() < Some(bond.age()));
     two.mock.alive.send_replace(true);
     let heard = Note::Heard(two.peer());
     one.mock
         .noted("heard", |notes| notes.last() == Some(&heard))
         .await;
-    assert!(!bond.is_silent());
+    assert_eq!(bond.silent_for(), None);
     assert_eq!(one.mock.count(|note| *note == silent), 1, "told once");
     one.shut().await;
     two.shut().await;

@@ -6,8 +6,9 @@
 //! claim at once one fails. Two may still serve a peer for a moment, when the bond between them is
 //! broken and both reach the rest: then it is sent something twice, which it ignores.
 //!
-//! A claim holds for as long as its holder is bonded and its door is heard of, see
-//! [`doors`](super::doors).
+//! A claim holds for as long as its holder is bonded and heard, and its door is heard of, see
+//! [`doors`](super::doors). A holder that is silent for a fifth of what ends a bond has lost it: a
+//! peer that is served by nobody waits, and one that is served twice for a moment loses nothing.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -207,8 +208,8 @@ impl Shared {
     }
 
     fn reaches(&self, member: PeerId) -> bool {
-        let bonded = || self.logs.group().bonds().contains_peer(&member);
-        member == self.here() || bonded() && self.doors.is_open(member)
+        let heard = || self.logs.group().hears(&member);
+        member == self.here() || heard() && self.doors.is_open(member)
     }
 
     fn read_claim(&self, peer: PeerId) -> io::Result<Option<(Claim, NoteVersion)>> {
@@ -317,6 +318,7 @@ impl Shared {
 pub(super) async fn watch(shared: Arc<Shared>) {
     let mut committed = shared.logs.committed();
     let mut bonds = shared.logs.group().bonds();
+    let mut heard = shared.logs.group().watch_peers();
     let mut serving = shared.serving.subscribe();
     loop {
         if !*serving.borrow_and_update() {
@@ -332,13 +334,18 @@ pub(super) async fn watch(shared: Arc<Shared>) {
             () = sleep(PAUSE) => {}
             _ = bonds.changed(), if !bonds.is_closed() => continue,
         }
-        let silent = shared.doors.next_silence();
-        let silent = silent.map_or(shared.patience.silence, |it| it + PAUSE);
+        let doors = shared.doors.next_silence().map(|it| it + PAUSE);
+        let unheard = shared.logs.group().next_unheard();
+        let silent = doors.into_iter().chain(unheard).min();
+        let silent = silent.unwrap_or(shared.patience.silence);
         tokio::select! {
             changed = committed.changed() => if changed.is_err() {
                 return;
             },
             _ = bonds.changed() => {}
+            changed = heard.changed() => if changed.is_err() {
+                return;
+            },
             () = sleep(silent) => {}
         }
     }
