@@ -259,10 +259,11 @@ impl Node {
         let id = logs.group().id();
         // Of two that open it at once the second finds it open.
         let _opening = self.inner.opening.lock().await;
-        if let Some(open) = self.doors().get(&id)
-            && !open.is_stopped()
+        let open = self.doors().get(&id).cloned();
+        if let Some(open) = open
+            && !open.is_stopped().await
         {
-            return Ok(open.clone());
+            return Ok(open);
         }
         let secret = self.inner.secret.derive(SYNC_KEY, id.as_bytes());
         let opened = Sync::start(logs, secret, options).await?;

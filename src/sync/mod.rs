@@ -118,7 +118,9 @@ pub use self::{
         Cause, Fault, FromSync, SyncError, SyncFuture, SyncProtocol, SyncRead, SyncSink, SyncWrite,
         TopicMap, TopicQuery,
     },
-    serve::{OpenSyncError, PeerState, PeerStatus, Sync, SyncOptions, SyncStatus},
+    serve::{
+        OpenSyncError, PeerState, PeerStatus, Sync, SyncOptions, SyncStatus, SyncWithError, Synced,
+    },
     ticket::{LogTicket, ParseLogTicketError},
 };
 pub(crate) use self::{

@@ -121,6 +121,15 @@ impl Admissions {
         })
     }
 
+    /// Ends the sessions with a peer in a topic that run here.
+    pub(super) fn end(&self, peer: PeerId, topic: Topic) {
+        for run in self.locked().running.values() {
+            if (run.peer, run.topic) == (peer, topic) {
+                run.over.cancel();
+            }
+        }
+    }
+
     /// Tells when something was decided.
     pub(super) fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()

@@ -111,6 +111,25 @@ pub(super) async fn ask(
     if !shared.is_welcome(addr.peer) {
         return Ok(());
     }
+    let found = find(shared, addr, line).await?;
+    shared.met(addr.peer, line, &found, true);
+    Ok(())
+}
+
+/// Asks a peer, in a line, which of the open topics that it may know of it has too, and leaves it
+/// at that.
+pub(super) async fn common(
+    shared: &Arc<Shared>,
+    addr: &PeerAddr,
+    line: Line,
+) -> Result<Vec<Topic>, SyncError> {
+    let found = find(shared, addr, line).await?;
+    let mut topics = shared.topics_told(addr.peer);
+    topics.retain(|(topic, _)| found.topics.contains(&topic.derived()));
+    Ok(topics.into_iter().map(|it| it.0).collect())
+}
+
+async fn find(shared: &Arc<Shared>, addr: &PeerAddr, line: Line) -> Result<Found, SyncError> {
     let asking = async {
         let dialling = shared.wire.dial(addr, Service::Discovery);
         let connection = dialling.await.map_err(SyncError::unexpected)?;
@@ -122,9 +141,7 @@ pub(super) async fn ask(
         Ok::<_, SyncError>(found)
     };
     let asked = timeout(SESSION_MAX, asking).await;
-    let found = asked.map_err(|_| SyncError::unexpected("discovery took too long"))??;
-    shared.met(addr.peer, line, &found, true);
-    Ok(())
+    asked.map_err(|_| SyncError::unexpected("discovery took too long"))?
 }
 
 async fn talk(mut side: Discovery, mut send: Send, mut recv: Recv) -> Result<Found, SyncError> {

@@ -201,6 +201,7 @@ impl Shared {
             slot: claimed.then(|| self.peers.take(peer, topic)).flatten(),
             feed,
             admitted,
+            once: false,
         };
         let ended = session::run(self, connection, agreed).await;
         tracing::debug!(peer = %peer.short(), %topic, ?ended, "a session that came in has ended");

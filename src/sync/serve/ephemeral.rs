@@ -113,12 +113,12 @@ impl Channels {
 impl Sync {
     /// The group whose door it is.
     pub(crate) fn group(&self) -> GroupId {
-        self.shared.logs.group().id()
+        self.shared().logs.group().id()
     }
 
     /// Takes part in a topic's messages that are not kept; none if the topic is not open here.
     pub(crate) fn channel(&self, topic: Topic) -> Option<Arc<Channel>> {
-        let shared = &self.shared;
+        let shared = self.shared();
         let feed = shared.feed(topic)?;
         let mut open = shared.channels.locked();
         let former = open.get(&topic).and_then(Weak::upgrade);
@@ -142,7 +142,7 @@ impl Sync {
         open.insert(topic, Arc::downgrade(&channel));
         drop(open);
         let overlay = Overlay {
-            shared: Arc::clone(shared),
+            shared: Arc::clone(&shared),
             topic,
             heard: channel.heard.clone(),
             said,
@@ -151,7 +151,7 @@ impl Sync {
         };
         let running = over.clone().run_until_cancelled_owned(overlay.run());
         shared.tasks.spawn(running);
-        let asking = ask(Arc::clone(shared), feed.line);
+        let asking = ask(Arc::clone(&shared), feed.line);
         shared.tasks.spawn(over.run_until_cancelled_owned(asking));
         Some(channel)
     }

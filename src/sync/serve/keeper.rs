@@ -68,11 +68,11 @@ async fn kept(shared: &Arc<Shared>, peer: PeerId, topic: Topic, moved: &Arc<Noti
         freed.as_mut().enable();
         if shared.peers.is_taken(peer, topic) || shared.is_served_elsewhere(peer) {
             // It came in by itself; its session's end is told.
-            let _ = timeout(shared.options.ask_again, freed).await;
+            let _ = timeout(shared.ask_again(), freed).await;
             continue;
         }
         let before = shared.peers.exchanged(peer, topic);
-        let pause = match serve_once(shared, peer, topic).await {
+        let pause = match serve_once(shared, peer, topic, false).await {
             Ok(end) => {
                 tries = 0;
                 if shared.peers.exchanged(peer, topic) > before {
@@ -111,10 +111,12 @@ async fn kept(shared: &Arc<Shared>, peer: PeerId, topic: Topic, moved: &Arc<Noti
     }
 }
 
-async fn serve_once(
+/// Dials a peer and runs one session; `once` ends it when the peer has everything.
+pub(super) async fn serve_once(
     shared: &Arc<Shared>,
     peer: PeerId,
     topic: Topic,
+    once: bool,
 ) -> Result<session::End, SyncError> {
     let feed = shared
         .feed(topic)
@@ -144,7 +146,11 @@ async fn serve_once(
     shake::ask(&connection, line, topic, shared.patience.handshake).await?;
     shared.learn(&connection.remote_addr(), Rank::Met);
     // Only now: a claim is for who has answered.
-    let claimed = shared.claim(peer, topic, line).await;
+    let claimed = match once {
+        // For one time nobody is to go on with it.
+        true => !shared.is_served_elsewhere(peer),
+        false => shared.claim(peer, topic, line).await,
+    };
     let agreed = session::Agreed {
         peer,
         topic,
@@ -153,6 +159,7 @@ async fn serve_once(
         slot: claimed.then_some(slot),
         feed,
         admitted,
+        once,
     };
     session::run(shared, &connection, agreed).await
 }

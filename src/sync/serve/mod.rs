@@ -39,6 +39,7 @@ mod keeper;
 #[cfg(feature = "mdns")]
 mod lan;
 mod lately;
+mod once;
 mod options;
 mod pacer;
 mod patience;
@@ -47,6 +48,7 @@ mod places;
 mod rate;
 mod register;
 mod session;
+mod settings;
 mod shake;
 mod status;
 mod topic;
@@ -54,10 +56,12 @@ mod topic;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwap;
 use futures_util::StreamExt;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
@@ -81,13 +85,14 @@ use self::{
     topic::Feed,
 };
 pub use self::{
+    once::{SyncWithError, Synced},
     options::SyncOptions,
     status::{PeerState, PeerStatus, SyncStatus},
 };
 use super::{
     outsiders::Outsiders,
     ticket::LogTicket,
-    wire::{Wire, WireOptions},
+    wire::{Wire, WireOptions, released},
 };
 use crate::{
     identity::{PeerAddr, PeerId},
@@ -144,14 +149,25 @@ const TOPICS_PAUSE: Duration = Duration::from_millis(100);
 /// ```
 #[derive(Clone)]
 pub struct Sync {
-    shared: Arc<Shared>,
+    door: Arc<Door>,
+}
+
+/// What the handles on a door share.
+struct Door {
+    /// Another one once it was opened again with other settings.
+    shared: ArcSwap<Shared>,
+    /// One change of the settings, or the end, at a time.
+    turn: tokio::sync::Mutex<()>,
 }
 
 /// What all tasks of the door share.
 struct Shared {
     wire: Wire,
     logs: Logs,
+    /// As it was opened; what may change while it is open is below.
     options: SyncOptions,
+    ask_again: watch::Sender<Duration>,
+    named: Mutex<Vec<PeerAddr>>,
     patience: Patience,
     secret: Zeroizing<[u8; 32]>,
     /// Whether a quorum is reached, so whether anybody is served.
@@ -199,13 +215,100 @@ impl Sync {
         options: SyncOptions,
         patience: Patience,
     ) -> Result<Self, OpenSyncError> {
+        let bind = options.bind.clone();
+        let shared = Shared::open(logs, secret, options, bind, patience).await?;
+        let door = Door {
+            shared: ArcSwap::new(shared),
+            turn: tokio::sync::Mutex::default(),
+        };
+        Ok(Self {
+            door: Arc::new(door),
+        })
+    }
+
+    fn shared(&self) -> Arc<Shared> {
+        self.door.shared.load_full()
+    }
+
+    /// The name of the door's endpoint; not that of the node.
+    #[must_use]
+    pub fn id(&self) -> PeerId {
+        self.shared().wire.id()
+    }
+
+    /// Where peers can dial it at the moment.
+    #[must_use]
+    pub fn addr(&self) -> PeerAddr {
+        self.shared().wire.addr()
+    }
+
+    /// Who of the peers that are no members may do what, and who has asked.
+    #[must_use]
+    pub fn outsiders(&self) -> Outsiders {
+        Outsiders::of(&self.shared().logs)
+    }
+
+    /// A ticket to all open topics at this member, and at every other one whose door it has heard
+    /// of.
+    #[must_use]
+    pub fn ticket(&self) -> LogTicket {
+        let network = self.shared().options.network;
+        let mut members = vec![self.addr()];
+        members.extend(self.shared().doors.addrs());
+        LogTicket::new(network, self.shared().open_topics(), members)
+    }
+
+    /// Looks for a peer, in every open topic that admits it, until it is found: it is dialled, and
+    /// dialled again with growing pauses of up to a minute.
+    pub fn add_peer(&self, addr: PeerAddr) {
+        self.shared().look_for(&addr);
+    }
+
+    /// Whom it serves, and how far they are.
+    #[must_use]
+    pub fn status(&self) -> SyncStatus {
+        self.shared().status()
+    }
+
+    /// Closes the door: ends all sessions and gives the socket back. Nothing listens any more, and
+    /// the status says so. Idempotent.
+    pub async fn stop(&self) {
+        let _turn = self.door.turn.lock().await;
+        self.shared().close().await;
+    }
+
+    /// Whether it is closed: by [`Sync::stop`], or because it could not be opened again.
+    pub(crate) async fn is_stopped(&self) -> bool {
+        // While it is opened again with other settings it is not.
+        let _turn = self.door.turn.lock().await;
+        self.shared().stop.is_cancelled()
+    }
+}
+
+impl fmt::Debug for Sync {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sync")
+            .field("id", &self.id())
+            .field("serving", &*self.shared().serving.borrow())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    async fn open(
+        logs: &Logs,
+        secret: Zeroizing<[u8; 32]>,
+        options: SyncOptions,
+        bind: Vec<SocketAddr>,
+        patience: Patience,
+    ) -> Result<Arc<Self>, OpenSyncError> {
         if let Some(why) = options.fault() {
             return Err(OpenSyncError { why });
         }
         let rates = Arc::new(Rates::new(&options, Instant::now()));
         let wire = WireOptions {
             secret: secret.clone(),
-            bind: options.bind.clone(),
+            bind,
             relay: options.relay_choice(),
             network: options.network,
         };
@@ -216,11 +319,13 @@ impl Sync {
             KNOCKS_MAX + options.sessions_max,
             KNOCKS_OF_PEER_MAX + options.sessions_of_peer_max,
         );
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(Self {
             logs: logs.clone(),
             secret,
             serving: watch::Sender::new(logs.quorate().now()),
             sessions: Arc::new(Semaphore::new(options.sessions_max)),
+            ask_again: watch::Sender::new(options.ask_again),
+            named: Mutex::new(options.peers.clone()),
             options,
             patience,
             topics: Mutex::default(),
@@ -244,59 +349,26 @@ impl Sync {
             wire,
         });
         shared.begin();
-        let sync = Self { shared };
-        for peer in sync.shared.options.peers.clone() {
-            sync.add_peer(peer);
+        for peer in &shared.options.peers {
+            shared.look_for(peer);
         }
-        Ok(sync)
+        Ok(shared)
     }
 
-    /// The name of the door's endpoint; not that of the node.
-    #[must_use]
-    pub fn id(&self) -> PeerId {
-        self.shared.wire.id()
-    }
-
-    /// Where peers can dial it at the moment.
-    #[must_use]
-    pub fn addr(&self) -> PeerAddr {
-        self.shared.wire.addr()
-    }
-
-    /// Who of the peers that are no members may do what, and who has asked.
-    #[must_use]
-    pub fn outsiders(&self) -> Outsiders {
-        Outsiders::of(&self.shared.logs)
-    }
-
-    /// A ticket to all open topics at this member, and at every other one whose door it has heard
-    /// of.
-    #[must_use]
-    pub fn ticket(&self) -> LogTicket {
-        let network = self.shared.options.network;
-        let mut members = vec![self.addr()];
-        members.extend(self.shared.doors.addrs());
-        LogTicket::new(network, self.shared.open_topics(), members)
-    }
-
-    /// Looks for a peer, in every open topic that admits it, until it is found: it is dialled, and
-    /// dialled again with growing pauses of up to a minute.
-    pub fn add_peer(&self, addr: PeerAddr) {
-        let shared = &self.shared;
-        if !shared.learn(&addr, Rank::Wanted) {
+    /// Looks for a peer until it is found.
+    fn look_for(self: &Arc<Self>, addr: &PeerAddr) {
+        if !self.learn(addr, Rank::Wanted) {
             tracing::warn!(peer = %addr.peer.short(), "there is no room for one more peer");
             return;
         }
-        let mut lines = Vec::new();
-        for (topic, line) in shared.topics_told(addr.peer) {
-            shared.keep(addr.peer, topic);
-            if !lines.contains(&line) {
-                lines.push(line);
-            }
+        let told = self.topics_told(addr.peer);
+        let lines: BTreeSet<Line> = told.iter().map(|it| it.1).collect();
+        for (topic, _) in told {
+            self.keep(addr.peer, topic);
         }
         for line in lines {
-            let (shared, addr) = (Arc::clone(shared), addr.clone());
-            self.shared.run(async move {
+            let (shared, addr) = (Arc::clone(self), addr.clone());
+            self.run(async move {
                 if let Err(error) = discover::ask(&shared, &addr, line).await {
                     tracing::debug!(peer = %addr.peer.short(), %error, "not met in discovery");
                 }
@@ -304,40 +376,29 @@ impl Sync {
         }
     }
 
-    /// Whom it serves, and how far they are.
-    #[must_use]
-    pub fn status(&self) -> SyncStatus {
-        self.shared.status()
-    }
-
-    pub(crate) fn is_stopped(&self) -> bool {
-        self.shared.stop.is_cancelled()
-    }
-
     /// Closes the door: ends all sessions and gives the socket back. Idempotent.
-    pub async fn stop(&self) {
-        let first = !self.shared.stop.is_cancelled();
-        self.shared.stop.cancel();
+    async fn close(&self) {
+        let (first, bound) = (!self.stop.is_cancelled(), self.wire.bound());
+        self.stop.cancel();
         if first {
             // Another member takes over at once.
-            self.shared.unsay().await;
+            self.unsay().await;
         }
-        self.shared.tasks.close();
-        self.shared.wire.close().await;
-        self.shared.tasks.wait().await;
+        self.tasks.close();
+        self.wire.close().await;
+        self.tasks.wait().await;
+        released(&bound).await;
     }
-}
 
-impl fmt::Debug for Sync {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sync")
-            .field("id", &self.id())
-            .field("serving", &*self.shared.serving.borrow())
-            .finish_non_exhaustive()
+    fn ask_again(&self) -> Duration {
+        *self.ask_again.borrow()
     }
-}
 
-impl Shared {
+    /// The peers that the settings name.
+    fn named(&self) -> MutexGuard<'_, Vec<PeerAddr>> {
+        self.named.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Begins to serve.
     fn begin(self: &Arc<Self>) {
         // Before anybody knocks; where it fails, nobody is let in until it does not.
@@ -473,7 +534,13 @@ async fn watch_topics(shared: Arc<Shared>) {
 /// Asks known peers again which topics they have, and whom they know.
 async fn ask_again(shared: Arc<Shared>) {
     loop {
-        sleep(shared.options.ask_again).await;
+        let mut every = shared.ask_again.subscribe();
+        let pause = *every.borrow_and_update();
+        tokio::select! {
+            () = sleep(pause) => {}
+            // Counted from now.
+            _ = every.changed() => continue,
+        }
         let open = shared.open_topics();
         let open: BTreeSet<Line> = open.into_iter().map(|it| it.1).collect();
         let asking = shared.peers.some(ASKED_MAX).into_iter().flat_map(|addr| {

@@ -26,7 +26,7 @@ const PEERS_MAX: u128 = 1_024;
 /// assert_eq!(options.sessions_max, 256);
 /// # Ok::<(), std::net::AddrParseError>(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SyncOptions {
     /// Where to listen: at most one IPv4 and one IPv6 address; port 0 takes a free one. Default:
     /// every IPv4 interface and a free port.
@@ -98,6 +98,16 @@ impl SyncOptions {
             Some(url) => RelayChoice::Url(url.clone()),
             None => RelayChoice::Off,
         }
+    }
+
+    /// Whether one endpoint does for both: they differ in what can change while sessions go on.
+    pub(super) fn has_endpoint_of(&self, other: &Self) -> bool {
+        let same = Self {
+            ask_again: other.ask_again,
+            peers: other.peers.clone(),
+            ..self.clone()
+        };
+        same == *other
     }
 
     /// What is wrong with it, in words.

@@ -1,5 +1,7 @@
 //! Who is served what: the table of peers and, for each, its topics, its pace and its place.
 
+mod outcome;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
@@ -100,6 +102,8 @@ pub(super) struct Served {
     /// Operations of the next chunks that another member may have sent just before it was lost.
     unsure: u64,
     behind: Option<Author>,
+    /// How often it was found to have everything, each time in a session of its own.
+    pub(super) completed: u64,
     /// Logs that the peer is not to send: named to it as high as it holds them.
     echoed: Echoed,
     pub(super) told: Told,
@@ -297,34 +301,6 @@ impl Peers {
     pub(super) fn theirs(&self, peer: PeerId, topic: Topic) -> Heights {
         let theirs = self.with(peer, topic, |it| it.theirs.clone());
         theirs.unwrap_or_default()
-    }
-
-    /// A peer has everything, and is told what is new. True if that was not so before.
-    pub(super) fn went_live(&self, peer: PeerId, topic: Topic) -> bool {
-        let fresh = self.with(peer, topic, |it| {
-            let fresh = !std::mem::replace(&mut it.told.live, true);
-            if fresh {
-                it.told.last_success = Some(SystemTime::now());
-                it.told.last_error = None;
-            }
-            fresh
-        });
-        fresh == Some(true)
-    }
-
-    /// How many operations went to a peer, and came from it and were new.
-    pub(super) fn exchanged(&self, peer: PeerId, topic: Topic) -> u64 {
-        let exchanged = self.look(peer, topic, |it| it.told.sent + it.told.appended);
-        exchanged.unwrap_or(0)
-    }
-
-    /// An operation came from a peer that may not push.
-    pub(super) fn turned_away(&self, peer: PeerId, topic: Topic, why: &str) {
-        self.with(peer, topic, |it| {
-            it.told.received += 1;
-            it.told.refused += 1;
-            it.told.last_error = Some(why.to_owned());
-        });
     }
 
     /// Notes a `Have` of a peer that is sent nothing.

@@ -18,7 +18,7 @@ use super::{
     inbound::Inbound,
     lately::Lately,
     peers::{Job, Slot},
-    topic::{Feed, News},
+    topic::{Feed, News, next},
 };
 use crate::{
     identity::PeerId,
@@ -74,6 +74,8 @@ pub(super) struct Agreed {
     pub(super) feed: Feed,
     /// What the peer may do; the session ends when that changes.
     pub(super) admitted: Admitted,
+    /// Whether it ends when the peer has everything.
+    pub(super) once: bool,
 }
 
 /// Runs the session on the second stream, and closes the connection.
@@ -276,6 +278,10 @@ impl<'a> Running<'a> {
         if self.session.exchange_ended() {
             match self.step {
                 Step::Chunk | Step::Nothing(_) | Step::Surplus => self.session.close()?,
+                Step::Live if self.agreed.once => {
+                    self.went_live();
+                    self.close(Step::Closing)?;
+                }
                 Step::Live if self.ask_at.is_none() => self.went_live(),
                 _ => {}
             }
@@ -463,7 +469,7 @@ impl<'a> Running<'a> {
         self.sent += 1;
         self.lives += 1;
         // It may lose what comes too fast, and says so only when it is asked.
-        let pause = self.shared.options.ask_again;
+        let pause = self.shared.ask_again();
         let ask_at = self.ask_at.get_or_insert(Instant::now() + pause);
         if self.lives == LIVE_MAX {
             *ask_at = Instant::now();
@@ -587,12 +593,4 @@ async fn again(told: Option<&super::inbound::Told>) {
         Some(told) => told.retry.notified().await,
         None => std::future::pending().await,
     }
-}
-
-/// What is new; none once some of it was missed. Nothing comes where there is no feed.
-async fn next(live: Option<&mut broadcast::Receiver<News>>) -> Option<News> {
-    let Some(live) = live else {
-        return std::future::pending().await;
-    };
-    live.recv().await.ok()
 }

@@ -13,7 +13,9 @@ use crate::{
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct SyncStatus {
-    /// Whether it serves: only while it reaches a quorum.
+    /// Whether the door is open. If not, nothing listens.
+    pub open: bool,
+    /// Whether it serves: only while it is open, and reaches a quorum.
     pub serving: bool,
     /// Sessions under way, with all peers together.
     pub sessions: usize,
@@ -160,7 +162,8 @@ impl Shared {
             peer.chunk = peer.line.and_then(|line| self.peers.chunk(peer.peer, line));
         }
         SyncStatus {
-            serving: *self.serving.borrow(),
+            open: !self.stop.is_cancelled(),
+            serving: !self.stop.is_cancelled() && *self.serving.borrow(),
             sessions: self.options.sessions_max - self.sessions.available_permits(),
             peers,
         }

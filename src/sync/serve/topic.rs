@@ -123,3 +123,11 @@ async fn tell(shared: Arc<Shared>, topic: Topic, news: broadcast::Sender<News>) 
         sleep(PAUSE).await;
     }
 }
+
+/// What is new; none once some of it was missed. Nothing comes where there is no feed.
+pub(super) async fn next(live: Option<&mut broadcast::Receiver<News>>) -> Option<News> {
+    let Some(live) = live else {
+        return std::future::pending().await;
+    };
+    live.recv().await.ok()
+}

@@ -10,8 +10,8 @@ mod gossip;
 mod lan;
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
-    sync::Arc,
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -60,6 +60,8 @@ const SESSION_WINDOW: u32 = 2 * 1024 * 1024;
 /// Bytes that may be on their way to one peer without its acknowledgement.
 const SEND_WINDOW: u64 = 4 * 1024 * 1024;
 
+/// For the sockets of a closed endpoint to be free.
+const RELEASE_MAX: Duration = Duration::from_secs(1);
 /// Knocks that wait to be looked at; more are refused by the endpoint itself.
 const INCOMING_MAX: usize = 128;
 /// What a knock may send before it is looked at.
@@ -100,8 +102,15 @@ pub(crate) struct WireOptions {
 pub(crate) struct Wire(Arc<Inner>);
 
 struct Inner {
-    endpoint: Endpoint,
+    id: PeerId,
     alpns: Vec<(Service, Vec<u8>)>,
+    /// None once it is closed: whoever still has a handle does not keep the sockets.
+    live: Mutex<Option<Live>>,
+}
+
+#[derive(Clone)]
+struct Live {
+    endpoint: Endpoint,
     gossip: iroh_gossip::net::Gossip,
     /// What gossip, which dials by bare ids, finds addresses in.
     known: MemoryLookup,
@@ -152,28 +161,37 @@ impl Wire {
             .set_incoming_buffer_size_total(INCOMING_BUFFER * INCOMING_MAX as u64)
             .build();
         let gossip = gossip::spawn(&endpoint, alpn(GOSSIP, &options.network));
-        Ok(Self(Arc::new(Inner {
+        let live = Live {
             endpoint,
-            alpns,
             gossip,
             known,
             server: Arc::new(server),
+        };
+        Ok(Self(Arc::new(Inner {
+            id: PeerId::from_bytes(*live.endpoint.id().as_bytes()),
+            alpns,
+            live: Mutex::new(Some(live)),
         })))
     }
 
     /// This endpoint's name, which is not the node's.
     pub(crate) fn id(&self) -> PeerId {
-        PeerId::from_bytes(*self.0.endpoint.id().as_bytes())
+        self.0.id
     }
 
-    /// The addresses that are bound, with their real ports.
+    /// The addresses that are bound, with their real ports; none once it is closed.
     pub(crate) fn bound(&self) -> Vec<SocketAddr> {
-        self.0.endpoint.bound_sockets()
+        let live = self.live();
+        live.map(|it| it.endpoint.bound_sockets())
+            .unwrap_or_default()
     }
 
-    /// Where this endpoint can be dialled at the moment.
+    /// Where this endpoint can be dialled at the moment; nowhere once it is closed.
     pub(crate) fn addr(&self) -> PeerAddr {
-        let addr = self.0.endpoint.addr();
+        let Ok(Live { endpoint, .. }) = self.live() else {
+            return PeerAddr::new(self.id(), []);
+        };
+        let addr = endpoint.addr();
         let mut local = PeerAddr::new(self.id(), addr.ip_addrs().copied());
         if local.addrs.is_empty() {
             // No interface is up: peers on this machine still reach us.
@@ -185,15 +203,15 @@ impl Wire {
 
     /// Lets gossip find this peer, which it dials by its id.
     pub(crate) fn learn(&self, addr: &PeerAddr) {
-        if let Ok(to) = endpoint_addr(addr) {
-            self.0.known.set_endpoint_info(to);
+        if let (Ok(to), Ok(live)) = (endpoint_addr(addr), self.live()) {
+            live.known.set_endpoint_info(to);
         }
     }
 
     /// Forgets where a peer is; it may still come in.
     pub(crate) fn forget(&self, peer: PeerId) {
-        if let Ok(id) = EndpointId::from_bytes(peer.as_bytes()) {
-            self.0.known.remove_endpoint_info(id);
+        if let (Ok(id), Ok(live)) = (EndpointId::from_bytes(peer.as_bytes()), self.live()) {
+            live.known.remove_endpoint_info(id);
         }
     }
 
@@ -212,7 +230,8 @@ impl Wire {
         // The side that has dialled opens the streams.
         let transport = transport_config(0, 0, SESSION_WINDOW);
         let options = ConnectOptions::new().with_transport_config(transport);
-        let connecting = self.0.endpoint.connect_with_opts(to, alpn, options).await;
+        let endpoint = self.live()?.endpoint;
+        let connecting = endpoint.connect_with_opts(to, alpn, options).await;
         let connection = connecting
             .map_err(WireError::new)?
             .await
@@ -222,7 +241,8 @@ impl Wire {
 
     /// The next peer that knocks; `None` once the endpoint is closed. Cancel-safe.
     pub(crate) async fn accept(&self) -> Option<Knock> {
-        let incoming = self.0.endpoint.accept().await?;
+        let endpoint = self.live().ok()?.endpoint;
+        let incoming = endpoint.accept().await?;
         let wire = self.clone();
         Some(Knock { incoming, wire })
     }
@@ -233,7 +253,7 @@ impl Wire {
     /// It has no interface, or forbids multicast.
     #[cfg(feature = "mdns")]
     pub(crate) async fn lan(&self) -> Result<Lan, WireError> {
-        Lan::open(self.0.endpoint.id()).await
+        Lan::open(self.live()?.endpoint.id()).await
     }
 
     /// Joins the overlay of a topic (the derived one).
@@ -241,15 +261,29 @@ impl Wire {
     /// # Errors
     /// The endpoint is closed.
     pub(crate) async fn join(&self, topic: [u8; 32]) -> Result<Membership, WireError> {
-        Membership::join(&self.0.gossip, topic).await
+        Membership::join(&self.live()?.gossip, topic).await
     }
 
     /// Closes every connection and gives the sockets back.
     pub(crate) async fn close(&self) {
-        // Fails where its actor has ended already.
-        let leaving = self.0.gossip.shutdown();
-        let _ = tokio::time::timeout(Duration::from_secs(1), leaving).await;
-        self.0.endpoint.close().await;
+        let live = self.locked().take();
+        if let Some(Live {
+            endpoint, gossip, ..
+        }) = live
+        {
+            // Fails where its actor has ended already.
+            let _ = tokio::time::timeout(Duration::from_secs(1), gossip.shutdown()).await;
+            endpoint.close().await;
+        }
+    }
+
+    fn live(&self) -> Result<Live, WireError> {
+        let live = self.locked().clone();
+        live.ok_or_else(|| WireError::new("the endpoint is closed"))
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Option<Live>> {
+        self.0.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn alpn(&self, service: Service) -> Result<&[u8], WireError> {
@@ -258,6 +292,17 @@ impl Wire {
             .map(|(_, alpn)| &alpn[..])
             .ok_or_else(|| WireError::new("no such protocol is mounted"))
     }
+}
+
+/// Waits until these sockets, of an endpoint that is closed, can be bound again: at most a second.
+/// The last to read from them let go of them by and by.
+pub(crate) async fn released(bound: &[SocketAddr]) {
+    let freeing = async {
+        while bound.iter().any(|it| UdpSocket::bind(it).is_err()) {
+            tokio::time::sleep(RELEASE_MAX / 100).await;
+        }
+    };
+    let _ = tokio::time::timeout(RELEASE_MAX, freeing).await;
 }
 
 /// Somebody knocks; nothing is known of them yet.
@@ -277,9 +322,10 @@ impl Knock {
         is_welcome: impl FnOnce(PeerId) -> bool,
     ) -> Result<(Service, Connection), WireError> {
         let inner = &self.wire.0;
+        let live = self.wire.live()?;
         let mut accepting = self
             .incoming
-            .accept_with(Arc::clone(&inner.server))
+            .accept_with(Arc::clone(&live.server))
             .map_err(WireError::new)?;
         let alpn = accepting.alpn().await.map_err(WireError::new)?;
         let connection = accepting.await.map_err(WireError::new)?;
@@ -295,7 +341,7 @@ impl Knock {
         match service {
             Service::Gossip => {
                 connection.set_max_concurrent_bi_streams(VarInt::from_u32(0));
-                let handed = inner.gossip.handle_connection(connection.clone()).await;
+                let handed = live.gossip.handle_connection(connection.clone()).await;
                 handed.map_err(WireError::new)?;
             }
             Service::Sync | Service::Discovery | Service::Client => {

@@ -5,3 +5,4 @@ mod lists;
 mod quotas;
 mod register;
 mod requests;
+mod settings;

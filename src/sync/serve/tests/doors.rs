@@ -54,7 +54,7 @@ pub(super) async fn live(talk: &mut Talk) {
 fn serves(door: &Sync, guest: &Guest) -> bool {
     let peers = door.status().peers;
     peers.iter().any(|it| {
-        let here = it.server == Some(door.shared.here());
+        let here = it.server == Some(door.shared().here());
         it.peer == guest.id() && here && it.state == PeerState::Live
     })
 }
@@ -69,13 +69,13 @@ async fn a_door_that_falls_silent_is_taken_over_though_its_member_is_bonded() {
     let mut talk = guest.talk(&first, line).await;
     live(&mut talk).await;
     until("the first one serves it", || serves(&first, &guest)).await;
-    let elsewhere = || second.shared.is_served_elsewhere(guest.id());
+    let elsewhere = || second.shared().is_served_elsewhere(guest.id());
     until("the second one knows", elsewhere).await;
     // It beats: nobody takes over while it does.
     tokio::time::sleep(quick().silence * 2).await;
     assert!(elsewhere() && coming.try_recv().is_err());
     // Its tasks end without a word, as if they hung; the bond stands.
-    first.shared.stop.cancel();
+    first.shared().stop.cancel();
     let mut talk = next(&mut coming, line).await;
     live(&mut talk).await;
     until("the second one serves it", || serves(&second, &guest)).await;
@@ -122,13 +122,13 @@ async fn whoever_finds_one_door_finds_them_all() {
     let ids = doors.each_ref().map(Sync::id);
     for (door, other) in [(&doors[0], ids[1]), (&doors[1], ids[0])] {
         until("it has heard of the other", || {
-            door.shared.doors.is_door(other)
+            door.shared().doors.is_door(other)
         })
         .await;
         let members: Vec<_> = door.ticket().members().iter().map(|it| it.peer()).collect();
         assert_eq!(members, [door.id(), other]);
         for line in Line::ALL {
-            let infos = door.shared.doors.infos(line);
+            let infos = door.shared().doors.infos(line);
             assert!(infos.contains_key(&other), "stock nodes are told of it");
         }
     }
@@ -155,7 +155,7 @@ async fn a_peer_that_another_member_serves_is_told_what_is_held_and_no_more() {
     let guest = Guest::new().await;
     let mut first = guest.talk(&doors[0], line).await;
     first.have_nothing().await;
-    let elsewhere = || doors[1].shared.is_served_elsewhere(guest.id());
+    let elsewhere = || doors[1].shared().is_served_elsewhere(guest.id());
     until("the second one knows", elsewhere).await;
     let mut second = guest.talk(&doors[1], line).await;
     assert_eq!(second.have_nothing().await.len(), 1);
