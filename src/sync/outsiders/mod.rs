@@ -35,6 +35,8 @@ use crate::{
 const STANDINGS_MAX: usize = 16_384;
 /// Requests of one topic that wait for a decision.
 pub(crate) const PENDING_MAX: usize = 256;
+/// Requests of all topics that wait for a decision: half of the decisions that there is room for.
+pub(crate) const PENDING_ALL_MAX: usize = STANDINGS_MAX / 2;
 /// Tries from a fresher state, when others change the same note at the same time.
 const TRIES: usize = 16;
 
@@ -117,6 +119,12 @@ pub enum OutsidersError {
     /// A name that no peer can have.
     #[error("a peer's name has 1 to 64 bytes and no control characters")]
     BadName,
+    /// What is noted cannot be read: a later version of this crate has written it, maybe.
+    #[error(
+        "what is noted of this peer cannot be read here, a later version may have written it: \
+         decide with that version, or reconsider or forget the peer first"
+    )]
+    Unreadable,
     /// Others have changed the same thing at the same time, again and again.
     #[error("others change the same thing at the same time: look at it, then decide again")]
     Contended,
@@ -160,7 +168,7 @@ impl Outsiders {
             return Err(OutsidersError::TooManyListed { listed });
         }
         let value = encode(&admission);
-        self.change(rules_name(topic), |_| Some(value.clone()))
+        self.change(rules_name(topic), |_| Ok(Some(value.clone())))
             .await
     }
 
@@ -170,7 +178,7 @@ impl Outsiders {
     /// # Errors
     /// [`OutsidersError`].
     pub async fn withdraw(&self, topic: Topic) -> Result<(), OutsidersError> {
-        self.change(rules_name(topic), |_| None).await
+        self.change(rules_name(topic), |_| Ok(None)).await
     }
 
     /// What a topic admits, as far as this member knows: none where it is for members only, or
@@ -188,7 +196,8 @@ impl Outsiders {
     }
 
     /// The requests that nobody has decided on, as far as this member knows. At most 256 of a topic
-    /// wait; peers that ask beyond that are noted when there is room.
+    /// wait, and 8,192 of all; peers that ask beyond that are noted when there is room. Where there
+    /// is none, one that has waited for a day gives way to a new one.
     ///
     /// # Errors
     /// [`LogError`] when this member's store cannot be read.
@@ -252,7 +261,7 @@ impl Outsiders {
     /// # Errors
     /// [`OutsidersError`].
     pub async fn reconsider(&self, topic: Topic, peer: PeerId) -> Result<(), OutsidersError> {
-        self.change(standing_name(topic, peer), |_| None).await
+        self.change(standing_name(topic, peer), |_| Ok(None)).await
     }
 
     async fn decide(
@@ -278,7 +287,8 @@ impl Outsiders {
                     at_ms: now_ms(),
                     ..standing
                 },
-                None | Some(Noted::Unreadable) => Standing {
+                Some(Noted::Unreadable) => return Err(OutsidersError::Unreadable),
+                None => Standing {
                     decision,
                     wants: Rights::ALL,
                     line: line.unwrap_or(Line::V07),
@@ -286,7 +296,7 @@ impl Outsiders {
                     at_ms: now_ms(),
                 },
             };
-            Some(encode(&standing))
+            Ok(Some(encode(&standing)))
         })
         .await
     }
@@ -295,7 +305,7 @@ impl Outsiders {
     async fn change(
         &self,
         name: Bytes,
-        mut to: impl FnMut(Option<&Bytes>) -> Option<Bytes>,
+        mut to: impl FnMut(Option<&Bytes>) -> Result<Option<Bytes>, OutsidersError>,
     ) -> Result<(), OutsidersError> {
         for _ in 0..TRIES {
             self.logs.confirmed_now().await?;
@@ -304,7 +314,7 @@ impl Outsiders {
             let notes = reading.await.map_err(std::io::Error::other);
             let notes = notes.flatten().map_err(LogError::from)?;
             let held = notes.into_iter().find(|it| it.name == name);
-            let value = to(held.as_ref().map(|it| &it.value));
+            let value = to(held.as_ref().map(|it| &it.value))?;
             let expected = match (&held, &value) {
                 (Some(held), value) if Some(&held.value) == value.as_ref() => return Ok(()),
                 (None, None) => return Ok(()),

@@ -177,10 +177,11 @@ impl Outsiders {
             let held = held.map(|it| decode::<Entry>(it));
             let mut entry = match held {
                 Some(Noted::Known(entry)) => entry,
-                None | Some(Noted::Unreadable) => Entry::new(peer),
+                Some(Noted::Unreadable) => return Err(OutsidersError::Unreadable),
+                None => Entry::new(peer),
             };
             entry.name = name.map(str::to_owned);
-            Some(encode(&entry))
+            Ok(Some(encode(&entry)))
         })
         .await
     }
@@ -192,8 +193,8 @@ impl Outsiders {
     /// [`OutsidersError`].
     pub async fn forget_peer(&self, peer: PeerId) -> Result<(), OutsidersError> {
         let claim = [CLAIMS, peer.as_bytes()].concat();
-        self.change(claim.into(), |_| None).await?;
-        self.change(entry_name(peer), |_| None).await
+        self.change(claim.into(), |_| Ok(None)).await?;
+        self.change(entry_name(peer), |_| Ok(None)).await
     }
 }
 

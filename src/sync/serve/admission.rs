@@ -6,7 +6,7 @@
 //! each change: it ends where its rights are others.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -18,23 +18,22 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Shared, peers::Rank};
+use super::{
+    Shared,
+    asking::{Asking, Oldest, Room, Waiting},
+    peers::Rank,
+};
 use crate::{
     identity::{PeerAddr, PeerId},
     log_store::{Expected, Heights, Line, Note, NoteVersion, Topic},
     sync::{
         client::{Access, Denied},
-        outsiders::{self, Admission, Decision, Noted, PENDING_MAX, Rights, Standing, Verdict},
+        outsiders::{self, Admission, Decision, Noted, Rights, Standing, Verdict},
     },
 };
 
 /// Between two looks at what was decided; a session that lost a right ends that much later.
 const PAUSE: Duration = Duration::from_millis(20);
-/// Requests that are being noted at once.
-const ASKING_MAX: usize = 8;
-/// Requests that this member notes in one go, and how often one more: knocks cost the group little.
-const ASKS_BURST: u32 = 32;
-const ASKS_PAUSE: Duration = Duration::from_millis(500);
 /// For a quorum to note a request.
 const WRITE_MAX: Duration = Duration::from_secs(2);
 /// Members that see a peer let in dial it at random within this time.
@@ -53,12 +52,10 @@ struct Known {
     through: Option<Option<NoteVersion>>,
     rules: BTreeMap<Topic, Noted<Admission>>,
     standings: BTreeMap<(Topic, PeerId), (Noted<Standing>, NoteVersion)>,
-    /// Requests that wait for a decision, a topic.
-    pending: BTreeMap<Topic, usize>,
+    waiting: Waiting,
     running: BTreeMap<u64, Run>,
     next: u64,
-    asking: BTreeSet<(Topic, PeerId)>,
-    asks: Asks,
+    asking: Asking,
 }
 
 /// A session under way.
@@ -67,13 +64,6 @@ struct Run {
     topic: Topic,
     rights: Rights,
     over: CancellationToken,
-}
-
-/// How many requests this member has noted lately.
-#[derive(Default)]
-struct Asks {
-    spent: u32,
-    since: Option<Instant>,
 }
 
 /// A session's place among those that are watched; given back when dropped.
@@ -154,14 +144,14 @@ impl Admissions {
             Some((of, (outsiders::decode(&note.value), note.version)))
         });
         let before = std::mem::replace(&mut known.standings, asked.collect());
-        let mut pending = BTreeMap::new();
+        let mut waiting = Waiting::default();
         let mut let_in = Vec::new();
         for ((topic, peer), (standing, version)) in &known.standings {
             let Noted::Known(standing) = standing else {
                 continue;
             };
             match standing.decision {
-                Decision::Pending => *pending.entry(*topic).or_insert(0) += 1,
+                Decision::Pending => waiting.count(*topic, *peer, standing, *version),
                 Decision::Approved(_) if !first => {
                     let former = before.get(&(*topic, *peer));
                     if former.is_none_or(|(_, former)| former != version) {
@@ -171,7 +161,7 @@ impl Admissions {
                 _ => {}
             }
         }
-        known.pending = pending;
+        known.waiting = waiting;
         for run in known.running.values() {
             if known.verdict(run.peer, run.topic).rights != run.rights {
                 run.over.cancel();
@@ -187,8 +177,8 @@ impl Admissions {
         &self,
         (peer, topic): (PeerId, Topic),
         wants: Rights,
-        now: Instant,
-    ) -> Option<(Expected, Rights)> {
+        (now, now_ms): (Instant, u64),
+    ) -> Option<Ask> {
         let mut known = self.locked();
         let wants = known.verdict(peer, topic).may_ask.and(wants);
         let (expected, before) = match known.standings.get(&(topic, peer)) {
@@ -197,21 +187,34 @@ impl Admissions {
             Some((Noted::Unreadable, _)) => return None,
         };
         let is_new = before == Rights::NONE;
-        let pending = known.pending.get(&topic).copied().unwrap_or(0);
-        if before.or(wants) == before || (is_new && pending >= PENDING_MAX) {
+        if before.or(wants) == before {
             return None;
         }
-        let room = known.asking.len() < ASKING_MAX && !known.asking.contains(&(topic, peer));
-        if !room || !known.asks.spend(now) {
-            return None;
-        }
-        known.asking.insert((topic, peer));
-        Some((expected, before.or(wants)))
+        let in_place_of = match known.waiting.room(topic, now_ms) {
+            Room::InPlaceOf(oldest) if is_new => Some(oldest),
+            Room::None if is_new => return None,
+            _ => None,
+        };
+        let begins = known.asking.begins(topic, peer, now);
+        begins.then(|| Ask {
+            expected,
+            wants: before.or(wants),
+            in_place_of,
+        })
     }
 
     fn locked(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A request that is to be noted.
+#[derive(Debug, PartialEq, Eq)]
+struct Ask {
+    expected: Expected,
+    wants: Rights,
+    /// A request that is forgotten for it.
+    in_place_of: Option<Oldest>,
 }
 
 /// Topics, and where the peers are that are let in there.
@@ -221,22 +224,6 @@ impl Known {
     fn verdict(&self, peer: PeerId, topic: Topic) -> Verdict {
         let standing = self.standings.get(&(topic, peer)).map(|(it, _)| it);
         outsiders::judge(self.rules.get(&topic), standing, peer)
-    }
-}
-
-impl Asks {
-    fn spend(&mut self, now: Instant) -> bool {
-        let since = *self.since.get_or_insert(now);
-        let back = now.duration_since(since).as_millis() / ASKS_PAUSE.as_millis();
-        if back > 0 {
-            self.spent = self
-                .spent
-                .saturating_sub(u32::try_from(back).unwrap_or(u32::MAX));
-            self.since = Some(now);
-        }
-        let spends = self.spent < ASKS_BURST;
-        self.spent += u32::from(spends);
-        spends
     }
 }
 
@@ -338,25 +325,32 @@ impl Shared {
     /// Notes that a peer wants what it has not, unless that is noted, or too much is at the moment.
     pub(super) fn ask_for(self: &Arc<Self>, addr: PeerAddr, at: (Topic, Line), wants: Rights) {
         let (topic, line) = at;
-        let peer = addr.peer;
+        let (peer, now_ms) = (addr.peer, outsiders::now_ms());
         let begins = self
             .admissions
-            .begins_to_ask((peer, topic), wants, Instant::now());
-        let Some((expected, wants)) = begins else {
+            .begins_to_ask((peer, topic), wants, (Instant::now(), now_ms));
+        let Some(ask) = begins else {
             return;
         };
         let standing = Standing {
             decision: Decision::Pending,
-            wants,
+            wants: ask.wants,
             line,
             addr,
-            at_ms: outsiders::now_ms(),
+            at_ms: now_ms,
         };
         let shared = Arc::clone(self);
         self.run(async move {
+            if let Some(oldest) = ask.in_place_of {
+                let name = outsiders::standing_name(topic, oldest.peer);
+                let expected = Expected::Changed(oldest.version);
+                // Where it was decided on meanwhile it stays, and there is one more for once.
+                let forgetting = shared.logs.note(name, None, expected);
+                let _ = timeout(WRITE_MAX, forgetting).await;
+            }
             let name = outsiders::standing_name(topic, peer);
             let value = outsiders::encode(&standing);
-            let noting = shared.logs.note(name, Some(value), expected);
+            let noting = shared.logs.note(name, Some(value), ask.expected);
             let noted = timeout(WRITE_MAX, noting).await;
             if !matches!(noted, Ok(Ok(_))) {
                 // It asks again by itself.
@@ -364,7 +358,7 @@ impl Shared {
             }
             // What was noted is known before the next knock is judged.
             shared.confirm_admissions().await;
-            shared.admissions.locked().asking.remove(&(topic, peer));
+            shared.admissions.locked().asking.ended(topic, peer);
         });
     }
 
@@ -415,7 +409,7 @@ pub(super) async fn watch(shared: Arc<Shared>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log_store::AuthorKey;
+    use crate::{log_store::AuthorKey, sync::outsiders::PENDING_MAX};
 
     fn peer(at: u8) -> PeerId {
         PeerId::from_bytes([at; 32])
@@ -487,41 +481,39 @@ mod tests {
     }
 
     #[test]
-    fn requests_are_noted_once_and_not_too_many_at_a_time() {
+    fn requests_are_noted_once_while_there_is_room() {
+        const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
         let topic = Topic::named("cats");
         let admissions = Admissions::default();
         let now = Instant::now();
-        let ask = |it, now| admissions.begins_to_ask((peer(it), topic), Rights::ALL, now);
-        assert_eq!(ask(1, now), None, "the topic is not for outsiders");
+        let ask_at =
+            |it, now_ms| admissions.begins_to_ask((peer(it), topic), Rights::ALL, (now, now_ms));
+        let ask = |it| ask_at(it, 7);
+        assert_eq!(ask(1), None, "the topic is not for outsiders");
         let on_request = || rules(topic, &Admission::on_request());
         admissions.took(None, on_request(), Vec::new());
-        assert_eq!(ask(1, now), Some((Expected::Absent, Rights::ALL)));
-        assert_eq!(ask(1, now), None, "it is being noted");
-        admissions.locked().asking.clear();
+        let first = Ask {
+            expected: Expected::Absent,
+            wants: Rights::ALL,
+            in_place_of: None,
+        };
+        assert_eq!(ask(1), Some(first));
+        assert_eq!(ask(1), None, "it is being noted");
+        admissions.locked().asking = Asking::default();
         let pending = asked(topic, peer(1), Decision::Pending, 2);
         let refused = asked(topic, peer(2), Decision::Refused, 3);
         admissions.took(None, on_request(), vec![pending, refused]);
-        assert_eq!((ask(1, now), ask(2, now)), (None, None));
-        // Strangers that knock as fast as they can.
-        let mut noted = 0;
-        for it in 3..=200 {
-            noted += u32::from(ask(it, now).is_some());
-            admissions.locked().asking.clear();
-        }
-        assert_eq!(noted, ASKS_BURST - 1);
-        assert!(ask(201, now + ASKS_PAUSE).is_some());
-        assert!(ask(202, now + ASKS_PAUSE).is_none());
+        assert_eq!((ask(1), ask(2)), (None, None));
         let many = (0..PENDING_MAX).map(|at| {
             let mut id = [9; 32];
             id[..8].copy_from_slice(&at.to_be_bytes());
             asked(topic, PeerId::from_bytes(id), Decision::Pending, 4)
         });
         admissions.took(None, on_request(), many.collect());
-        assert_eq!(
-            ask(203, now + ASKS_PAUSE * 100),
-            None,
-            "as many wait as may"
-        );
+        assert_eq!(ask(203), None, "as many wait as may");
+        let later = ask_at(203, 7 + DAY_MS).expect("there is room again");
+        let oldest = later.in_place_of.map(|it| it.version);
+        assert_eq!(oldest, Some(version(4)));
     }
 
     #[test]

@@ -151,6 +151,13 @@ impl Shared {
             claim.addr.addrs.extend(addr.addrs);
             claim.addr = claim.addr.capped();
             self.learn(&claim.addr, Rank::Met);
+            if claim.topics.len() >= TOPICS_MAX {
+                // Those that were closed since; the state that a quorum has confirmed says which.
+                let is_open = |(topic, line): &(Topic, Line)| {
+                    self.feed(*topic).is_some_and(|it| it.line == *line)
+                };
+                claim.topics.retain(is_open);
+            }
             if !claim.topics.contains(&(topic, line)) && claim.topics.len() < TOPICS_MAX {
                 claim.topics.push((topic, line));
             }

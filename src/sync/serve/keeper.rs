@@ -20,8 +20,9 @@ const DIAL_MAX: Duration = Duration::from_secs(10);
 const BREATH: Duration = Duration::from_millis(5);
 /// After a peer has ended a live session in good order: it may have left the overlay.
 const AFTER_CLOSE: Duration = Duration::from_secs(1);
-/// Tries in a row without an answer after which a peer is no longer looked for. It counts again
-/// once it comes in, becomes a neighbour or is met in discovery.
+/// Tries in a row without an answer, an hour's, after which a peer is no longer looked for, unless
+/// the program has asked for it. It counts again once it comes in, becomes a neighbour or is met in
+/// discovery.
 const TRIES_MAX: u32 = 64;
 
 /// Tries in a row after which another member may have better luck.
@@ -56,7 +57,8 @@ async fn kept(shared: &Arc<Shared>, peer: PeerId, topic: Topic, moved: &Arc<Noti
     let mut serving = shared.serving.subscribe();
     let mut backoff = Backoff::default();
     let mut tries = 0;
-    while tries < TRIES_MAX && is_known() {
+    let is_wanted = || shared.peers.is_wanted(peer);
+    while (tries < TRIES_MAX || is_wanted()) && is_known() {
         if serving.wait_for(|it| *it).await.is_err() {
             return;
         }
@@ -92,7 +94,7 @@ async fn kept(shared: &Arc<Shared>, peer: PeerId, topic: Topic, moved: &Arc<Noti
             }
             Err(error) => {
                 tracing::debug!(peer = %peer.short(), %topic, %error, "not served");
-                tries += 1;
+                tries = tries.saturating_add(1);
                 if tries % RELEASE_AFTER == 0 {
                     shared.release(peer).await;
                 }

@@ -27,6 +27,7 @@
 
 mod account;
 mod admission;
+mod asking;
 mod backoff;
 mod claims;
 mod discover;

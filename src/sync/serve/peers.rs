@@ -283,6 +283,12 @@ impl Peers {
         entry.is_some_and(|it| it.topics.values().any(|it| it.kept))
     }
 
+    /// Whether the program has asked for it, so that it is never given up.
+    pub(super) fn is_wanted(&self, peer: PeerId) -> bool {
+        let table = self.locked();
+        table.get(&peer).is_some_and(|it| it.came == Rank::Wanted)
+    }
+
     /// Counts a session of this peer, unless it has as many as it may.
     pub(super) fn count(self: &Arc<Self>, peer: PeerId, max: usize) -> Option<Counted> {
         let mut table = self.locked();

@@ -62,25 +62,29 @@ impl Register {
         seen.news = Some(News { addr, went, at_ms });
     }
 
-    /// What is due to be told, of a few peers.
+    /// What is due to be told, of a few peers: those first that were not told of for the longest
+    /// time.
     fn due(&self, now: Instant) -> Vec<(PeerId, News)> {
         let mut peers = self.locked();
         peers.retain(|_, it| it.news.is_some() || it.told.is_some_and(|(at, _)| now < at + SAME));
-        let mut due = Vec::new();
-        for (peer, seen) in peers.iter_mut() {
-            let Some(news) = &seen.news else { continue };
-            let well = news.went == Went::Well;
-            let waits = seen.told.is_some_and(|(at, told)| {
-                let pause = if told == well { SAME } else { OTHER };
-                now < at + pause
-            });
-            if !waits && due.len() < WORDS_MAX {
-                due.push((*peer, news.clone()));
-                seen.news = None;
-                seen.told = Some((now, well));
-            }
-        }
-        due
+        let is_due = |seen: &Seen| {
+            let Some(news) = &seen.news else {
+                return false;
+            };
+            seen.told.is_none_or(|(at, well)| {
+                let same = well == (news.went == Went::Well);
+                now >= at + if same { SAME } else { OTHER }
+            })
+        };
+        let mut due: Vec<_> = peers.iter_mut().filter(|it| is_due(it.1)).collect();
+        due.sort_by_key(|(_, seen)| seen.told.map(|it| it.0));
+        due.truncate(WORDS_MAX);
+        let due = due.into_iter().filter_map(|(peer, seen)| {
+            let news = seen.news.take()?;
+            seen.told = Some((now, news.went == Went::Well));
+            Some((*peer, news))
+        });
+        due.collect()
     }
 
     fn locked(&self) -> MutexGuard<'_, BTreeMap<PeerId, Seen>> {
@@ -229,5 +233,25 @@ mod tests {
             }
         }
         assert_eq!(told, PEERS_MAX);
+    }
+
+    #[test]
+    fn nobody_waits_behind_those_who_were_told_of_already() {
+        let register = Register::default();
+        let start = Instant::now();
+        for at in 0..3 * WORDS_MAX {
+            register.saw(addr(at), Went::Well, 7);
+        }
+        let mut told = Vec::new();
+        for round in 0..3 {
+            // The first are due again before the last have had a turn.
+            let due = register.due(start + SAME * round);
+            told.extend(due.into_iter().map(|it| it.0));
+            for at in 0..3 * WORDS_MAX {
+                register.saw(addr(at), Went::Well, 8);
+            }
+        }
+        let all: std::collections::BTreeSet<_> = told.iter().collect();
+        assert_eq!(all.len(), told.len(), "each once before any twice");
     }
 }

@@ -1,5 +1,6 @@
 //! The door from outside: guests that speak the protocol of stock nodes, honest and not.
 
+mod decisions;
 mod doors;
 mod guest;
 mod hostile;
