@@ -499,6 +499,13 @@ impl Logs {
         self.elsewhere(move |it| reader::note(it, &name)).await
     }
 
+    /// The notes whose names begin so, with everything that was acknowledged before this was
+    /// called.
+    pub(crate) async fn notes_confirmed(&self, prefix: Bytes) -> Result<Vec<Note>, LogError> {
+        self.confirmed(self.group.query_timeout()).await?;
+        self.elsewhere(move |it| reader::notes(it, &prefix)).await
+    }
+
     /// One note, as far as this member knows.
     pub(crate) fn note_local(&self, name: &[u8]) -> io::Result<Option<Note>> {
         self.moment(|it| reader::note(it, name))
@@ -507,6 +514,19 @@ impl Logs {
     /// As [`Logs::subscribe`], for who wants to know how far it has looked.
     pub(crate) fn commits(&self, topic: Topic, from: u64) -> Commits {
         Commits::new(self.clone(), topic, from)
+    }
+
+    /// The operation with this number in the topic's commit order, unless it is pruned.
+    pub(crate) fn committed_at(
+        &self,
+        topic: Topic,
+        number: u64,
+    ) -> impl Future<Output = Result<Option<Operation>, LogError>> + Send + 'static {
+        let logs = self.clone();
+        async move {
+            let read = logs.elsewhere(move |it| reader::commit(it, topic, number));
+            read.await
+        }
     }
 
     /// Notes where an operation came in at this member, before it is proposed.

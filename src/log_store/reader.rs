@@ -261,6 +261,20 @@ pub(super) fn commits(
     Ok(page)
 }
 
+/// The operation of this number, if it is held.
+pub(super) fn commit(
+    moment: &Moment<'_>,
+    topic: Topic,
+    number: u64,
+) -> io::Result<Option<Operation>> {
+    let one = Limits {
+        operations: 1,
+        bytes: 0,
+    };
+    let first = commits(moment, topic, number, one)?.operations.pop_front();
+    Ok(first.filter(|it| it.0 == number).map(|it| it.1))
+}
+
 /// A small value that the members share.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Note {

@@ -1,13 +1,16 @@
-//! The acknowledgements of one subscription, on their way to its cursor.
+//! The acknowledgements of one subscription, on their way to its cursor, and its refusals.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::watch;
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 
 use super::{
     cursor::{Held, Progress},
     error::AckError,
-    window::Window,
+    window::{Again, Redelivery, Window},
 };
 
 /// Shared by a subscription and what it has delivered. With the last of them the cursor's task
@@ -17,6 +20,8 @@ pub(super) struct Acks {
     /// The cursor as it should be.
     wanted: watch::Sender<u64>,
     progress: watch::Receiver<Progress>,
+    /// Something was refused.
+    refused: Notify,
 }
 
 impl Acks {
@@ -31,6 +36,7 @@ impl Acks {
             wanted: watch::Sender::new(from),
             // Without a sender nothing ever changes.
             progress: watch::channel(progress).1,
+            refused: Notify::new(),
         })
     }
 
@@ -47,15 +53,41 @@ impl Acks {
             window: Mutex::new(Window::new(from)),
             wanted,
             progress,
+            refused: Notify::new(),
         })
     }
 
     pub(super) fn acknowledge(&self, number: u64) -> Result<(), AckError> {
         self.change(|it| it.acknowledge(number));
-        match &self.progress.borrow().lost {
-            Some(lost) => Err(lost.clone()),
-            None => Ok(()),
-        }
+        self.held()
+    }
+
+    pub(super) fn acknowledge_unrefused(&self, number: u64) {
+        self.change(|it| it.acknowledge_unrefused(number));
+    }
+
+    pub(super) fn refuse(&self, number: u64, attempt: u32, why: &str) -> Result<(), AckError> {
+        self.window().refuse(number, attempt, Instant::now(), why);
+        self.refused.notify_one();
+        self.held()
+    }
+
+    /// Waits until something was refused since this was called last. Cancel-safe.
+    pub(super) async fn refused(&self) {
+        self.refused.notified().await;
+    }
+
+    /// What was refused and comes again next, and when.
+    pub(super) fn due(&self) -> Option<(Instant, u64)> {
+        self.window().due()
+    }
+
+    pub(super) fn again(&self, number: u64) -> Option<Again> {
+        self.window().again(number)
+    }
+
+    pub(super) fn set_redelivery(&self, redelivery: Redelivery) {
+        self.window().set_redelivery(redelivery);
     }
 
     pub(super) fn deliver(&self, number: u64) {
@@ -94,6 +126,14 @@ impl Acks {
             Err(_) => Err(AckError::NotKept {
                 why: "its task has ended with its runtime".into(),
             }),
+        }
+    }
+
+    /// Whether the cursor is still held, as far as is known here.
+    fn held(&self) -> Result<(), AckError> {
+        match &self.progress.borrow().lost {
+            Some(lost) => Err(lost.clone()),
+            None => Ok(()),
         }
     }
 

@@ -37,33 +37,103 @@ const CLAIMS_MAX: usize = 16;
 /// Between two tries when no quorum answers.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Which one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum CursorName {
+/// Which cursor of a topic.
+///
+/// ```
+/// use quorate::streams::CursorName;
+///
+/// assert_eq!(CursorName::from("reader"), CursorName::Named("reader".into()));
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum CursorName {
+    /// The one of this name, of [`StreamFrom::Cursor`](super::StreamFrom::Cursor). 1 to
+    /// [`CURSOR_NAME_BYTES_MAX`] bytes.
     Named(String),
-    /// The one that an author has without naming it.
-    Own(Author),
+    /// The one that a member's author has without naming it, of
+    /// [`StreamFrom::Frontier`](super::StreamFrom::Frontier).
+    Frontier(Author),
+}
+
+impl From<&str> for CursorName {
+    fn from(name: &str) -> Self {
+        Self::Named(name.into())
+    }
+}
+
+impl From<String> for CursorName {
+    fn from(name: String) -> Self {
+        Self::Named(name)
+    }
+}
+
+impl From<Author> for CursorName {
+    fn from(author: Author) -> Self {
+        Self::Frontier(author)
+    }
+}
+
+/// A cursor as the group keeps it; see [`TopicStream::cursors`](super::TopicStream::cursors).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Cursor {
+    /// Which one.
+    pub name: CursorName,
+    /// Every number below it is acknowledged: where the next subscription begins.
+    pub next: u64,
+    /// The member at which it was held last. It may be gone.
+    pub member: MemberId,
 }
 
 impl CursorName {
     /// # Errors
     /// The name is empty or too long.
     fn note(&self, topic: Topic) -> Result<Bytes, SubscribeError> {
-        let mut name = PREFIX.to_vec();
-        name.put_slice(topic.as_bytes());
+        let mut name = prefix(topic);
         match self {
             Self::Named(text) if (1..=CURSOR_NAME_BYTES_MAX).contains(&text.len()) => {
                 name.put_u8(b'n');
                 name.put_slice(text.as_bytes());
             }
             Self::Named(_) => return Err(SubscribeError::CursorName),
-            Self::Own(author) => {
+            Self::Frontier(author) => {
                 name.put_u8(b'm');
                 name.put_slice(author.as_bytes());
             }
         }
         Ok(name.into())
     }
+
+    /// What stands behind the prefix; none for what a newer program named.
+    fn of_note(rest: &[u8]) -> Option<Self> {
+        let (kind, rest) = rest.split_first()?;
+        match kind {
+            b'n' => Some(Self::Named(std::str::from_utf8(rest).ok()?.into())),
+            b'm' => Some(Self::Frontier(Author::from_bytes(rest.try_into().ok()?))),
+            _ => None,
+        }
+    }
+}
+
+/// What the names of a topic's cursors begin with.
+fn prefix(topic: Topic) -> Vec<u8> {
+    [PREFIX, topic.as_bytes()].concat()
+}
+
+/// A topic's cursors, with everything that was acknowledged before. Those that a newer program
+/// wrote are left out.
+pub(super) async fn list(logs: &Logs, topic: Topic) -> Result<Vec<Cursor>, LogError> {
+    let prefix = prefix(topic);
+    let notes = logs.notes_confirmed(prefix.clone().into()).await?;
+    let cursors = notes.iter().filter_map(|note| {
+        let name = CursorName::of_note(note.name.strip_prefix(&prefix[..])?)?;
+        let record = Record::decode(&note.value)?;
+        Some(Cursor {
+            name,
+            next: record.cursor,
+            member: record.member,
+        })
+    });
+    Ok(cursors.collect())
 }
 
 /// What the note says.
@@ -337,9 +407,16 @@ mod tests {
         let topic = Topic::named("t");
         let note = |name: CursorName| name.note(topic);
         let named = |text: &str| note(CursorName::Named(text.into()));
-        let own = note(CursorName::Own(Author::from_bytes([7; 32]))).expect("a name");
+        let own = note(CursorName::Frontier(Author::from_bytes([7; 32]))).expect("a name");
         assert_eq!(&own[..46], &[PREFIX, topic.as_bytes()].concat());
         assert_ne!(own, named(&"\u{7}".repeat(32)).expect("a name"));
+        let of_note = |note: &[u8]| CursorName::of_note(note.strip_prefix(&prefix(topic)[..])?);
+        let frontier = CursorName::Frontier(Author::from_bytes([7; 32]));
+        assert_eq!(of_note(&own), Some(frontier));
+        assert_eq!(of_note(&named("x").expect("a name")), Some("x".into()));
+        for newer in [&b"m\x07"[..], b"n\xff", b"z", b""] {
+            assert_eq!(CursorName::of_note(newer), None);
+        }
         assert!(named("").is_err());
         let longest = "x".repeat(CURSOR_NAME_BYTES_MAX);
         let longest = named(&longest).expect("a name");

@@ -7,6 +7,7 @@
 use bytes::Bytes;
 use cbor_core::{DecodeOptions, Strictness, Value};
 use serde::{Serialize, de::DeserializeOwned};
+use tokio::task::JoinError;
 
 use crate::log_store::Line;
 
@@ -37,6 +38,21 @@ pub(super) fn decode<M: DeserializeOwned>(line: Line, body: &[u8]) -> Result<M, 
         None => return Err(DecodeError::of("it is empty")),
     };
     value.deserialized().map_err(DecodeError::of)
+}
+
+/// The same on a thread for blocking work.
+pub(super) async fn decode_elsewhere<M>(line: Line, body: Bytes) -> Result<M, DecodeError>
+where
+    M: DeserializeOwned + Send + 'static,
+{
+    let decoding = tokio::task::spawn_blocking(move || decode(line, &body)).await;
+    match decoding.map_err(JoinError::try_into_panic) {
+        Ok(decoded) => decoded,
+        // As it would be here.
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        // The runtime ends, and with it whoever waits here.
+        Err(Err(_)) => std::future::pending().await,
+    }
 }
 
 /// A body is not a message of the type asked for.

@@ -48,6 +48,13 @@
 //! [`Published`] says which. Nothing is shown to anybody before it is committed, so no id that
 //! was given up is ever seen elsewhere.
 //!
+//! Without a quorum [`TopicStream::publish`] answers within
+//! [`execute_timeout`](crate::config::Config::execute_timeout), with [`PublishError::NoQuorum`]
+//! where it finds no place. A message that has one ends in the same way in that time, unless a
+//! leader took it that then lost its quorum: whether that is committed is known once there is a
+//! quorum again, and [`Publishing`] waits for that. None of them is committed after it was said not
+//! to be.
+//!
 //! # Delivery
 //!
 //! Every subscription gets the messages of all authors in the order of their commits, the same at
@@ -62,7 +69,28 @@
 //!
 //! A cursor is kept in the group by name. Its newest subscription is its holder; the one before
 //! ends with [`AckError::TakenOver`]. Acknowledgements are written together, each
-//! [`ACK_DELAY`] at most.
+//! [`ACK_DELAY`] at most. [`TopicStream::cursors`] lists them, [`TopicStream::forget_cursor`]
+//! removes one.
+//!
+//! A message that cannot be worked off at the moment is refused with [`Received::nack`]. It is
+//! delivered again, after a pause that grows and a number of times that is set
+//! ([`Redelivery`]); others are delivered meanwhile. Then [`StreamEvent::ProcessingFailed`] tells
+//! of it, and only the consumer gives it up, by acknowledging it. Who must have all in order does
+//! not ask for the next message before this one is worked off.
+//!
+//! # Events
+//!
+//! They are named as those of p2panda's streams. These differ:
+//!
+//! - `ProcessingFailed` is of the application's own processing. What fails p2panda's checks before
+//!   it is not in the log store, and whoever hands it in is told.
+//! - `AckFailed` is [`StreamEvent::AcksDelayed`] while it is tried on, and [`AckError`] once the
+//!   cursor is lost.
+//! - `ReplayStarted` and `ReplayEnded` come always. The end is that of what the group had
+//!   committed, not of what this member held.
+//! - `ReplayFailed` is [`StreamEvent::ReplayDelayed`] while it is tried on, and
+//!   [`StreamError::Logs`] when the store cannot be read.
+//! - For `ImportStarted` and `ImportEnded` [`TopicStream::import`] says what became of each.
 //!
 //! # What is not kept
 //!
@@ -73,7 +101,8 @@
 //!
 //! [`PUBLISHES_MAX`] messages and [`PUBLISH_BYTES_MAX`] wait or are on their way, a member and
 //! topic; then `publish` waits. [`UNACKNOWLEDGED_MAX`] are delivered behind one that is not
-//! acknowledged. A message has as many bytes as
+//! acknowledged, and a consumer's reason for a refusal is kept up to [`REASON_BYTES_MAX`]. Bodies
+//! above 16 KiB are decoded on a thread for blocking work. A message has as many bytes as
 //! [`command_bytes_max`](crate::config::Config::command_bytes_max) has room for, 2 MiB by default.
 
 mod acks;
@@ -82,18 +111,19 @@ mod ephemeral;
 mod error;
 mod event;
 mod message;
+mod replay;
 mod subscription;
 mod topic;
 mod window;
 
 pub use self::{
-    cursor::{ACK_DELAY, CURSOR_NAME_BYTES_MAX},
+    cursor::{ACK_DELAY, CURSOR_NAME_BYTES_MAX, Cursor, CursorName},
     ephemeral::{EphemeralMessage, EphemeralPublishError, EphemeralStream},
     error::{AckError, StreamError, SubscribeError},
     event::{Received, Source, StreamEvent},
     message::DecodeError,
     subscription::{Acknowledge, StreamFrom, Subscription},
     topic::TopicStream,
-    window::UNACKNOWLEDGED_MAX,
+    window::{REASON_BYTES_MAX, Redelivery, UNACKNOWLEDGED_MAX},
 };
 pub use crate::log_store::{PUBLISH_BYTES_MAX, PUBLISHES_MAX, PublishError, Published, Publishing};

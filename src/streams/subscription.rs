@@ -2,11 +2,14 @@
 
 use std::{fmt, marker::PhantomData, sync::Arc};
 
-use futures_util::{Stream, stream};
+use futures_util::{Stream, future::BoxFuture, stream};
 use serde::de::DeserializeOwned;
-use tokio::sync::{
-    broadcast::{self, error::RecvError},
-    watch,
+use tokio::{
+    sync::{
+        broadcast::{self, error::RecvError},
+        watch,
+    },
+    time::{Instant, sleep_until},
 };
 
 use super::{
@@ -14,11 +17,17 @@ use super::{
     cursor::{CursorName, Held, Progress},
     error::{AckError, StreamError, SubscribeError},
     event::{Received, Source, StreamEvent},
-    message,
+    message::{self, DecodeError},
+    replay::Replay,
+    window::{Again, Redelivery},
 };
 use crate::log_store::{
     Author, Commits, LogError, Logs, Operation, Origin, SessionEnd, SessionNews, Topic,
 };
+
+/// Bytes of a body that is decoded where the next event is awaited; a larger one would hold up the
+/// other tasks of that thread.
+const DECODED_HERE_MAX: usize = 16 * 1024;
 
 /// Where a subscription begins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,7 +60,7 @@ impl StreamFrom {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Acknowledge {
-    /// When the next event is asked for.
+    /// When the next event is asked for, unless it was refused with [`Received::nack`] before.
     #[default]
     Automatic,
     /// When [`Received::ack`] says so.
@@ -73,6 +82,8 @@ pub struct Subscription<M> {
     progress: watch::Receiver<Progress>,
     moves: watch::Receiver<u64>,
     replay: Replay,
+    /// Goes on where a call was dropped.
+    work: Option<Work<M>>,
     /// Delivered last, and to be acknowledged when the next is asked for.
     last: Option<u64>,
     /// Read, and without room in the window.
@@ -82,11 +93,12 @@ pub struct Subscription<M> {
     _message: PhantomData<fn() -> M>,
 }
 
-/// How far the delivery of what was there before has got.
-enum Replay {
-    Before { from: u64, until: u64 },
-    During { until: u64 },
-    Over,
+/// What a delivery waits for.
+enum Work<M> {
+    /// The operation with this number, which was refused, is read again.
+    Reading(u64, BoxFuture<'static, Result<Option<Operation>, LogError>>),
+    /// A large body is decoded elsewhere.
+    Decoding(BoxFuture<'static, (Received<()>, Result<M, DecodeError>)>),
 }
 
 impl<M> Subscription<M> {
@@ -102,9 +114,11 @@ impl<M> Subscription<M> {
         let name = match from {
             StreamFrom::Start => Err(0),
             StreamFrom::Number(number) => Err(number),
-            StreamFrom::Frontier => Ok(CursorName::Own(own)),
+            StreamFrom::Frontier => Ok(CursorName::Frontier(own)),
             StreamFrom::Cursor(name) => Ok(CursorName::Named(name)),
         };
+        // Taking a cursor over begins with a read of all that was committed before.
+        let claimed = name.is_ok();
         let (from, acks) = match name {
             Ok(name) => {
                 let held = Held::claim(logs.clone(), topic, &name).await?;
@@ -112,10 +126,11 @@ impl<M> Subscription<M> {
             }
             Err(number) => (number, Acks::uncounted(number)),
         };
-        let until = logs.length(topic).map_err(LogError::from)?;
         Ok(Self {
             topic,
             own,
+            replay: Replay::begin(&logs, topic, from, claimed)?,
+            work: None,
             commits: logs.commits(topic, from),
             sessions,
             logs,
@@ -123,10 +138,6 @@ impl<M> Subscription<M> {
             progress: acks.progress(),
             moves: acks.moves(),
             acks,
-            replay: match from < until {
-                true => Replay::Before { from, until },
-                false => Replay::Over,
-            },
             last: None,
             spare: None,
             told_full: false,
@@ -139,6 +150,14 @@ impl<M> Subscription<M> {
     #[must_use]
     pub fn topic(&self) -> Topic {
         self.topic
+    }
+
+    /// Sets how often and how soon a message comes again that is refused with [`Received::nack`];
+    /// see there for an example.
+    #[must_use]
+    pub fn with_redelivery(self, redelivery: Redelivery) -> Self {
+        self.acks.set_redelivery(redelivery);
+        self
     }
 
     /// Waits until the group knows all that is acknowledged by now. Where
@@ -154,13 +173,14 @@ impl<M> Subscription<M> {
     fn acknowledge_last(&mut self) {
         if let Some(last) = self.last.take() {
             // What is lost is told by the next event.
-            let _ = self.acks.acknowledge(last);
+            self.acks.acknowledge_unrefused(last);
         }
     }
 }
 
-impl<M: DeserializeOwned> Subscription<M> {
-    /// The next event. Waits for it; can be dropped while it waits without losing one.
+impl<M: DeserializeOwned + Send + 'static> Subscription<M> {
+    /// The next event. Waits for it; can be dropped while it waits without losing one. Large
+    /// bodies, above 16 KiB, are decoded on a thread for blocking work.
     ///
     /// # Errors
     /// [`StreamError`]: the subscription has ended, and says the same from then on.
@@ -170,8 +190,23 @@ impl<M: DeserializeOwned> Subscription<M> {
             if let Some(ended) = &self.ended {
                 return Err(ended.clone());
             }
-            if let Some(event) = self.replay_event() {
+            if self.work.is_some() {
+                match self.work_on().await {
+                    Some(event) => return Ok(event),
+                    None => continue,
+                }
+            }
+            let spare = self.spare.as_ref().map(|(number, _)| *number);
+            let position = spare.unwrap_or_else(|| self.commits.position());
+            if let Some(event) = self.replay.event(position) {
                 return Ok(event);
+            }
+            if let Some((due, number)) = self.acks.due()
+                && due <= Instant::now()
+            {
+                let read = self.logs.committed_at(self.topic, number);
+                self.work = Some(Work::Reading(number, Box::pin(read)));
+                continue;
             }
             let full = self.acks.full();
             if let Some(oldest) = full.filter(|_| !self.told_full) {
@@ -180,10 +215,11 @@ impl<M: DeserializeOwned> Subscription<M> {
             }
             if full.is_none() {
                 self.told_full = false;
-                if let Some((number, operation)) = self.spare.take()
-                    && let Some(event) = self.deliver(number, operation)
-                {
-                    return Ok(event);
+                if let Some((number, operation)) = self.spare.take() {
+                    match self.deliver(number, operation) {
+                        Some(event) => return Ok(event),
+                        None => continue,
+                    }
                 }
             }
             if let Some(event) = self.step(full.is_some()).await {
@@ -193,10 +229,7 @@ impl<M: DeserializeOwned> Subscription<M> {
     }
 
     /// The events as a stream, which ends with its first error.
-    pub fn into_stream(self) -> impl Stream<Item = Result<StreamEvent<M>, StreamError>> + Send
-    where
-        M: Send + 'static,
-    {
+    pub fn into_stream(self) -> impl Stream<Item = Result<StreamEvent<M>, StreamError>> + Send {
         stream::unfold(Some(self), |subscription| async move {
             let mut subscription = subscription?;
             Some(match subscription.next().await {
@@ -209,6 +242,7 @@ impl<M: DeserializeOwned> Subscription<M> {
     /// Waits until something has changed: there is more, there is room, the cursor's task tells.
     async fn step(&mut self, full: bool) -> Option<StreamEvent<M>> {
         let wait_for_room = full || self.spare.is_some();
+        let due = self.acks.due().map(|(due, _)| due);
         tokio::select! {
             biased;
             // Without a cursor nobody tells, for ever.
@@ -216,6 +250,12 @@ impl<M: DeserializeOwned> Subscription<M> {
             news = heard(&mut self.sessions) => {
                 return news.and_then(|it| self.session_event(it));
             }
+            known = self.replay.learn() => match known {
+                Ok(delayed) => return delayed.map(|error| StreamEvent::ReplayDelayed { error }),
+                Err(error) => self.ended = Some(error.into()),
+            },
+            () = self.acks.refused() => {}
+            () = at(due) => {}
             Ok(()) = self.moves.changed(), if wait_for_room => {}
             commit = self.commits.next(), if !wait_for_room => match commit {
                 Ok(Some(commit)) => self.spare = Some(commit),
@@ -257,54 +297,103 @@ impl<M: DeserializeOwned> Subscription<M> {
         Some(StreamEvent::AcksDelayed { error })
     }
 
-    fn replay_event(&mut self) -> Option<StreamEvent<M>> {
-        match self.replay {
-            Replay::Before { from, until } => {
-                self.replay = Replay::During { until };
-                Some(StreamEvent::ReplayStarted { from, until })
+    /// Goes on with what a delivery waits for. Nothing where there is nothing to be told.
+    async fn work_on(&mut self) -> Option<StreamEvent<M>> {
+        match self.work.as_mut()? {
+            Work::Reading(number, reading) => {
+                let (number, read) = (*number, reading.await);
+                self.work = None;
+                match read {
+                    Ok(operation) => self.deliver_again(number, operation),
+                    Err(error) => {
+                        self.ended = Some(error.into());
+                        None
+                    }
+                }
             }
-            Replay::During { until }
-                if self
-                    .spare
-                    .as_ref()
-                    .is_none_or(|(number, _)| *number >= until)
-                    && self.commits.position() >= until =>
-            {
-                self.replay = Replay::Over;
-                Some(StreamEvent::ReplayEnded)
+            Work::Decoding(decoding) => {
+                let (received, decoded) = decoding.await;
+                self.work = None;
+                Some(self.tell(received, decoded))
             }
-            _ => None,
         }
     }
 
     /// Nothing where there is no message, which is so with operations that only prune.
     fn deliver(&mut self, number: u64, operation: Operation) -> Option<StreamEvent<M>> {
-        let Some(body) = operation.body().cloned() else {
+        if operation.body().is_none() {
             self.acks.pass_to(number + 1);
             return None;
-        };
-        self.acks.deliver(number);
-        if self.acknowledge == Acknowledge::Automatic {
-            self.last = Some(number);
         }
-        let decoded = message::decode(operation.line(), &body);
+        self.acks.deliver(number);
+        let received = self.received(number, 1, operation);
+        self.decode(received)
+    }
+
+    /// What was refused, and read again. What is pruned by now counts as acknowledged.
+    fn deliver_again(
+        &mut self,
+        number: u64,
+        operation: Option<Operation>,
+    ) -> Option<StreamEvent<M>> {
+        let Some(operation) = operation else {
+            // What is lost is told by the next event.
+            let _ = self.acks.acknowledge(number);
+            return None;
+        };
+        match self.acks.again(number)? {
+            Again::Deliver { attempt } => {
+                let received = self.received(number, attempt, operation);
+                self.decode(received)
+            }
+            Again::Failed { attempts, why } => Some(StreamEvent::ProcessingFailed {
+                received: self.received(number, attempts, operation),
+                attempts,
+                why,
+            }),
+        }
+    }
+
+    fn received(&self, number: u64, attempt: u32, operation: Operation) -> Received<()> {
         let source = match self.logs.origin(operation.id()) {
             _ if operation.author() == self.own => Source::Own,
             Some(Origin::Import) => Source::Import,
             Some(Origin::Sync(peer)) => Source::Sync(peer),
             None => Source::Elsewhere,
         };
-        let received = Received {
+        Received {
             message: (),
             number,
             operation,
             source,
+            attempt,
             acks: Arc::clone(&self.acks),
-        };
-        Some(match decoded {
+        }
+    }
+
+    /// Here and now where that is quick.
+    fn decode(&mut self, received: Received<()>) -> Option<StreamEvent<M>> {
+        let line = received.operation.line();
+        let body = received.operation.body().cloned().unwrap_or_default();
+        if body.len() > DECODED_HERE_MAX {
+            self.work = Some(Work::Decoding(Box::pin(async move {
+                let decoded = message::decode_elsewhere(line, body).await;
+                (received, decoded)
+            })));
+            return None;
+        }
+        let decoded = message::decode(line, &body);
+        Some(self.tell(received, decoded))
+    }
+
+    fn tell(&mut self, received: Received<()>, decoded: Result<M, DecodeError>) -> StreamEvent<M> {
+        if self.acknowledge == Acknowledge::Automatic {
+            self.last = Some(received.number);
+        }
+        match decoded {
             Ok(message) => StreamEvent::Message(received.with(message)),
             Err(error) => StreamEvent::DecodeFailed { received, error },
-        })
+        }
     }
 }
 
@@ -313,6 +402,14 @@ impl<M> fmt::Debug for Subscription<M> {
         f.debug_struct("Subscription")
             .field("topic", &self.topic)
             .finish_non_exhaustive()
+    }
+}
+
+/// For ever without a time.
+async fn at(due: Option<Instant>) {
+    match due {
+        Some(due) => sleep_until(due).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -7,7 +7,7 @@ use futures_util::Stream;
 use serde::Serialize;
 
 use super::{
-    cursor::{self, CursorName},
+    cursor::{self, Cursor, CursorName},
     error::SubscribeError,
     message,
     subscription::{Acknowledge, StreamFrom, Subscription},
@@ -100,8 +100,36 @@ impl TopicStream {
     /// Publishes a message: its operation's id at once, then, awaited, its commit.
     ///
     /// Waits for room where [`PUBLISHES_MAX`](super::PUBLISHES_MAX) messages are on their way, and
-    /// the first time for the end of the author's log, which takes a quorum. Dropping the
-    /// [`Publishing`] does not call the message back.
+    /// the first time for the end of the author's log, which takes a quorum: for
+    /// [`execute_timeout`](crate::config::Config::execute_timeout), and longer only while messages
+    /// published before are committed. Dropping the [`Publishing`] does not call the message back.
+    ///
+    /// ```
+    /// # use quorate::{GroupKey, Node, log_store::{Line, LogStore, Topic}};
+    /// use quorate::streams::PublishError;
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let node = Node::in_memory().bind_loopback().open().await?;
+    /// # let group = node.create(GroupKey::generate(), LogStore::new()).await?;
+    /// # let chat = group.topic(Topic::named("chat"));
+    /// # chat.open(Line::V07).await?;
+    /// let mut under_way = Vec::new();
+    /// for text in ["one", "two", "three"] {
+    ///     under_way.push((text, chat.publish(text).await?)); // the next one waits for no commit
+    /// }
+    /// for (text, publishing) in under_way {
+    ///     match publishing.await {
+    ///         Ok(published) => println!("{text} is number {}", published.number),
+    ///         // It was not committed and will not be: publish it again.
+    ///         Err(PublishError::NoQuorum) => println!("{text} found no quorum"),
+    ///         Err(error) => return Err(error.into()),
+    ///     }
+    /// }
+    /// # node.shutdown().await;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// [`PublishError`]; the message is not published then. [`Publishing`] gives the same errors
@@ -136,14 +164,55 @@ impl TopicStream {
         Subscription::begin(logs, self.topic, own, from, acknowledge).await
     }
 
-    /// Removes a named cursor, so that its name begins at the start again. Who holds it ends with
-    /// [`AckError::Forgotten`](super::AckError::Forgotten). A group keeps at most
-    /// [`NOTES_MAX`](crate::log_store::NOTES_MAX) cursors and other notes.
+    /// All cursors of the topic, of names and of members, with everything that was acknowledged
+    /// before this was called. Those that a newer version of this crate wrote are left out.
+    ///
+    /// # Errors
+    /// [`LogError::NoQuorum`] when none confirms it in
+    /// [`query_timeout`](crate::config::Config::query_timeout); else as of [`LogError`].
+    pub async fn cursors(&self) -> Result<Vec<Cursor>, LogError> {
+        cursor::list(&self.logs, self.topic).await
+    }
+
+    /// Removes a cursor, so that it begins at the start again. Who holds it ends with
+    /// [`AckError::Forgotten`](super::AckError::Forgotten). Nothing happens where there is none.
+    ///
+    /// A group keeps at most [`NOTES_MAX`](crate::log_store::NOTES_MAX) cursors and other notes.
+    /// Nothing removes a cursor by itself: not the end of its consumer, and not that of its member,
+    /// whose [`StreamFrom::Frontier`] nobody else goes on with.
+    ///
+    /// ```
+    /// # use quorate::{GroupKey, Node, log_store::{Line, LogStore, Topic}};
+    /// use quorate::streams::{Acknowledge, CursorName, StreamFrom};
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let node = Node::in_memory().bind_loopback().open().await?;
+    /// # let group = node.create(GroupKey::generate(), LogStore::new()).await?;
+    /// # let chat = group.topic(Topic::named("chat"));
+    /// # chat.open(Line::V07).await?;
+    /// chat.subscribe::<String>(StreamFrom::Frontier, Acknowledge::Automatic).await?;
+    /// chat.subscribe::<String>(StreamFrom::cursor("reader"), Acknowledge::Automatic).await?;
+    ///
+    /// // What members have left behind that are gone.
+    /// let members = group.status().members;
+    /// for cursor in chat.cursors().await? {
+    ///     let gone = !members.iter().any(|it| it.member == cursor.member);
+    ///     if let (true, CursorName::Frontier(_)) = (gone, &cursor.name) {
+    ///         chat.forget_cursor(cursor.name).await?;
+    ///     }
+    /// }
+    /// chat.forget_cursor("reader").await?;
+    /// assert_eq!(chat.cursors().await?.len(), 1); // this member is there
+    /// # node.shutdown().await;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// [`SubscribeError`].
-    pub async fn forget_cursor(&self, name: impl Into<String>) -> Result<(), SubscribeError> {
-        cursor::forget(&self.logs, self.topic, &CursorName::Named(name.into())).await
+    pub async fn forget_cursor(&self, name: impl Into<CursorName>) -> Result<(), SubscribeError> {
+        cursor::forget(&self.logs, self.topic, &name.into()).await
     }
 
     /// Lets go of everything that this author has published here before, at all members and at

@@ -1,10 +1,10 @@
 //! What is acknowledged, and who says so.
 
 use quorate::{
-    log_store::LogStore,
+    log_store::{LogStore, Topic},
     streams::{
-        AckError, Acknowledge, StreamError, StreamEvent, StreamFrom, SubscribeError, Subscription,
-        UNACKNOWLEDGED_MAX,
+        AckError, Acknowledge, CursorName, StreamError, StreamEvent, StreamFrom, SubscribeError,
+        Subscription, UNACKNOWLEDGED_MAX,
     },
 };
 
@@ -235,4 +235,70 @@ async fn nothing_more_comes_behind_too_many_that_are_not_acknowledged() {
     for number in UNACKNOWLEDGED_MAX..count {
         assert_eq!(heard(&mut inbox).await.number, number as u64);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cursors_are_listed_and_removed_also_those_of_members_that_are_gone() {
+    let (mut members, mut chats) = chat_of(3).await;
+    committed(say_many(&chats[0], texts("me", 5)).await).await;
+    // Of another topic, which is not listed with these.
+    let other = members[0].group.topic(Topic::named("other"));
+    let _other = subscribed(
+        &other,
+        StreamFrom::cursor("elsewhere"),
+        Acknowledge::Explicit,
+    )
+    .await;
+    let (author, left) = (chats[2].author(), members[2].id());
+    let consumers = [
+        (0, StreamFrom::cursor("reader"), 1),
+        (1, StreamFrom::cursor("ärger"), 2),
+        (2, StreamFrom::Frontier, 3),
+    ];
+    for (at, from, count) in consumers {
+        let mut inbox = subscribed(&chats[at], from, Acknowledge::Explicit).await;
+        for _ in 0..count {
+            heard(&mut inbox).await.ack().expect("it is held");
+        }
+        within("the group knows", inbox.flush())
+            .await
+            .expect("it is held");
+    }
+    let frontier = CursorName::Frontier(author);
+    let wanted = [
+        (frontier.clone(), 3, left),
+        ("reader".into(), 1, members[0].id()),
+        ("ärger".into(), 2, members[1].id()),
+    ];
+    for chat in &chats {
+        let cursors = within("a list", chat.cursors()).await.expect("a quorum");
+        let cursors: Vec<_> = cursors
+            .into_iter()
+            .map(|it| (it.name, it.next, it.member))
+            .collect();
+        assert_eq!(cursors, wanted);
+    }
+    // The third member leaves, and its cursor stays until it is removed.
+    chats.pop();
+    let leaving = members.pop().expect("the third");
+    within("it leaves", leaving.group.leave())
+        .await
+        .expect("left");
+    let cursors = within("a list", chats[0].cursors()).await;
+    let cursors = cursors.expect("a quorum");
+    let present = |it| members.iter().any(|member| member.id() == it);
+    let gone: Vec<_> = cursors.iter().filter(|it| !present(it.member)).collect();
+    assert_eq!(gone.len(), 1);
+    let forgotten = chats[1].forget_cursor(gone[0].name.clone());
+    within("it is removed", forgotten).await.expect("a quorum");
+    // Once more: nothing is there.
+    let forgotten = chats[0].forget_cursor(author);
+    within("it is removed", forgotten).await.expect("a quorum");
+    let cursors = within("a list", chats[0].cursors()).await;
+    let names: Vec<_> = cursors
+        .expect("a quorum")
+        .into_iter()
+        .map(|it| it.name)
+        .collect();
+    assert_eq!(names, ["reader".into(), "ärger".into()]);
 }

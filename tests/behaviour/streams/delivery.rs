@@ -38,6 +38,53 @@ async fn messages_are_of_any_type() {
     }
 }
 
+/// Says on which thread it was decoded.
+#[derive(Debug)]
+struct Telling(std::thread::ThreadId, usize);
+
+impl<'de> Deserialize<'de> for Telling {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        Ok(Self(std::thread::current().id(), text.len()))
+    }
+}
+
+/// The runtime has this thread only, and those for blocking work.
+#[tokio::test(flavor = "current_thread")]
+async fn a_large_message_is_decoded_on_a_thread_for_blocking_work() {
+    let (_members, chats) = chat_of(1).await;
+    let lengths = [10, 1_000_000, 1_000, 20_000];
+    let sent = lengths.map(|it| "x".repeat(it));
+    committed(say_many(&chats[0], sent).await).await;
+    for dropped in [false, true] {
+        let from = StreamFrom::cursor("reader");
+        let subscribed = chats[0].subscribe::<Telling>(from, Acknowledge::Automatic);
+        let mut inbox = subscribed.await.expect("it runs");
+        let mut told = Vec::new();
+        while told.len() < lengths.len() {
+            let next = match dropped {
+                // In the middle of the decoding, now and then: nothing is lost or acknowledged.
+                true => match inbox.next().now_or_never() {
+                    Some(next) => next,
+                    None => {
+                        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                        continue;
+                    }
+                },
+                false => within("an event", inbox.next()).await,
+            };
+            if let StreamEvent::Message(received) = next.expect("it goes on") {
+                let Telling(thread, length) = received.message;
+                told.push((length, thread == std::thread::current().id()));
+            }
+        }
+        let wanted = lengths.map(|it| (it, it < 16_000));
+        assert_eq!(told, wanted);
+        drop(inbox);
+        chats[0].forget_cursor("reader").await.expect("a quorum");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_there_is_told_apart_from_what_is_new() {
     let (_members, chats) = chat_of(2).await;

@@ -4,6 +4,8 @@ mod cursors;
 mod delivery;
 mod ephemeral;
 mod publishing;
+mod refusals;
+mod replays;
 
 use futures_util::future::join_all;
 use quorate::{
