@@ -72,6 +72,10 @@ impl<M: StateMachine> Group<M> {
         self.replica.config().query_timeout
     }
 
+    pub(crate) fn execute_timeout(&self) -> Duration {
+        self.replica.config().execute_timeout
+    }
+
     pub(crate) fn command_bytes_max(&self) -> usize {
         self.replica.config().command_bytes_max
     }

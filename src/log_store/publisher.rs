@@ -16,15 +16,21 @@
 //! A message is never published twice: what was proposed is signed anew only once it is known that
 //! it was not applied, and will not be. An operation with the prune flag is taken whatever comes
 //! before it, so it goes alone.
+//!
+//! Without a quorum nobody waits for ever who need not. When nothing was settled for
+//! `execute_timeout`, everything that was not handed in, or is known not to have been applied, ends
+//! with [`PublishError::NoQuorum`]. Only what may have been applied is waited for until a quorum
+//! tells.
 
 mod error;
+mod patience;
 mod recover;
 
 use std::{
     collections::{HashMap, VecDeque},
     fmt,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     task::{Context, Poll},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -34,7 +40,7 @@ use futures_util::{FutureExt, future::BoxFuture};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 
 pub use self::error::PublishError;
-use self::recover::Fate;
+use self::{patience::Patience, recover::Fate};
 use super::{
     Logs,
     error::{LogError, LogRefused, Refusal},
@@ -83,6 +89,8 @@ struct Inner {
     chain: tokio::sync::Mutex<Chain>,
     /// Something waits.
     more: Notify,
+    patience: Patience,
+    end: Mutex<End>,
 }
 
 /// What is signed and not proposed yet.
@@ -90,6 +98,8 @@ struct Inner {
 struct Chain {
     /// The end of the log with all that is signed; none until the committed one was read.
     tip: Option<Tip>,
+    /// Its end with all that was handed in: what waits begins there.
+    handed_in: Option<Tip>,
     waiting: VecDeque<Pending>,
     /// Whether a task proposes what waits.
     driven: bool,
@@ -106,10 +116,13 @@ struct Tip {
     micros: u64,
 }
 
+/// The last operation that is known to be committed in the log: its place and its id.
+type End = Option<(u32, OperationId)>;
+
 /// An operation that its author waits for.
 struct Pending {
     operation: Operation,
-    /// How often it was signed anew.
+    /// How often another writer has taken its place.
     rounds: u32,
     /// It was refused together with others, and goes alone to see which one it was.
     suspect: bool,
@@ -150,6 +163,12 @@ pub struct Published {
 }
 
 /// A message on its way. Await it for the commit; dropping it does not call the message back.
+///
+/// Without a quorum it ends with [`PublishError::NoQuorum`] once nothing of the topic was committed
+/// for [`execute_timeout`](crate::config::Config::execute_timeout), if the message was certainly
+/// not applied. If it may have been, which is so when a leader took it and then lost its quorum, it
+/// waits until there is a quorum that knows: to give up before would be to guess. Who cannot wait
+/// puts a time limit around it, and publishes the message again only if it may come twice.
 #[must_use = "a message that is not awaited may be refused unseen"]
 pub struct Publishing {
     id: OperationId,
@@ -203,6 +222,8 @@ impl Publisher {
             bytes: Arc::new(Semaphore::new(PUBLISH_BYTES_MAX)),
             chain: tokio::sync::Mutex::default(),
             more: Notify::new(),
+            patience: Patience::new(logs.group.execute_timeout()),
+            end: Mutex::default(),
         });
         all.retain(|_, it| it.strong_count() > 0);
         all.insert(name, Arc::downgrade(&inner));
@@ -215,7 +236,8 @@ impl Publisher {
     }
 
     /// Signs the next operation of the log, hands it to those that wait and tells its id. Waits
-    /// for room, and the first time for the log's committed end.
+    /// for room, and the first time for the log's committed end: for `execute_timeout`, and longer
+    /// while others of the log are committed.
     ///
     /// # Errors
     /// Nothing was published, nor will be.
@@ -233,12 +255,12 @@ impl Publisher {
                 max: max as u64,
             }));
         }
-        let room = inner.room(length).await?;
-        let mut chain = inner.chain.lock().await;
-        let tip = match chain.tip {
-            Some(tip) => tip,
-            None => inner.committed_tip().await?,
+        let signable = async {
+            let room = inner.room(length).await?;
+            let (chain, tip) = inner.signable().await?;
+            Ok::<_, PublishError>((room, chain, tip))
         };
+        let (room, mut chain, tip) = inner.patience.with(signable).await??;
         let draft = tip.draft(inner.topic, body, prune, now_micros());
         let operation = Operation::sign(draft, &inner.key)
             .map_err(|refused| PublishError::Refused(Refusal::Invalid(refused)))?;
@@ -283,6 +305,21 @@ impl Inner {
         place.ok().zip(bytes.ok()).ok_or(PublishError::Unknown)
     }
 
+    /// The chain, and where the next operation goes.
+    async fn signable(&self) -> Result<(tokio::sync::MutexGuard<'_, Chain>, Tip), PublishError> {
+        let mut chain = self.chain.lock().await;
+        let tip = match chain.tip {
+            Some(tip) => tip,
+            None => {
+                let tip = self.committed_tip().await?;
+                (chain.tip, chain.handed_in) = (Some(tip), Some(tip));
+                *self.end() = tip.last;
+                tip
+            }
+        };
+        Ok((chain, tip))
+    }
+
     /// Where the log ends, with everything that was acknowledged before this was called.
     async fn committed_tip(&self) -> Result<Tip, PublishError> {
         let logs = &self.logs;
@@ -308,6 +345,7 @@ impl Inner {
     /// Proposes what waits until nothing does.
     async fn drive(self: Arc<Self>) {
         let mut under_way: VecDeque<Batch> = VecDeque::new();
+        self.patience.begin();
         loop {
             while let Some(carried) = self.next_batch(Busy::of(&under_way)).await {
                 let answer = self.hand_in(&carried).await;
@@ -320,14 +358,40 @@ impl Inner {
                 biased;
                 fates = &mut first.answer => {
                     let carried = under_way.pop_front().map(|it| it.carried).unwrap_or_default();
-                    let left = settle(carried, fates);
+                    self.patience.hear(&fates);
+                    let left = self.settle(carried, fates);
                     if !left.is_empty() {
                         self.recover(left, std::mem::take(&mut under_way)).await;
                     }
                 }
                 () = self.more.notified() => {}
+                () = self.patience.lost() => self.give_up(&mut under_way, &mut Vec::new()).await,
             }
         }
+    }
+
+    /// Tells those that are committed; from the first on that is not, gives them back.
+    fn settle(&self, carried: Vec<Pending>, fates: Vec<Fate>) -> Vec<(Pending, Fate)> {
+        let mut left = Vec::new();
+        for (pending, fate) in carried.into_iter().zip(fates) {
+            match fate {
+                Fate::Committed(number) if left.is_empty() => self.committed(pending, number),
+                fate => left.push((pending, fate)),
+            }
+        }
+        left
+    }
+
+    fn committed(&self, pending: Pending, number: u64) {
+        let (seq, id) = (pending.operation.seq(), pending.operation.id());
+        let mut end = self.end();
+        *end = (*end).max(Some((seq, id)));
+        drop(end);
+        pending.end(Ok(Published { id, number }));
+    }
+
+    fn end(&self) -> MutexGuard<'_, End> {
+        self.end.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What goes into the next command, if it may go now. None with nothing under way ends the
@@ -349,6 +413,7 @@ impl Inner {
                 break;
             }
             let alone = alone(next);
+            chain.handed_in = chain.handed_in.map(|it| it.after(&next.operation));
             batch.extend(chain.waiting.pop_front());
             if alone {
                 break;
@@ -371,13 +436,16 @@ impl Inner {
             operations: carried.iter().map(raw).collect(),
         };
         let group = self.logs.group.clone();
-        match group.hand_in(command).await {
-            Ok(answer) => Box::pin(recover::fates(group, answer, count)),
-            Err(error) => {
-                let fate = Fate::of_error(error);
-                Box::pin(std::future::ready(vec![fate; count]))
-            }
-        }
+        let fate = tokio::select! {
+            biased;
+            handed_in = group.hand_in(command) => match handed_in {
+                Ok(answer) => return Box::pin(recover::fates(group.clone(), answer, count)),
+                Err(error) => Fate::of_error(error),
+            },
+            // It waits for room among the group's other commands, and was not handed in.
+            () = self.patience.lost() => Fate::NotApplied(PublishError::NoQuorum),
+        };
+        Box::pin(std::future::ready(vec![fate; count]))
     }
 }
 
@@ -415,24 +483,7 @@ fn alone(pending: &Pending) -> bool {
     pending.operation.prune() || pending.suspect
 }
 
-/// Tells those that are committed; from the first on that is not, gives them back.
-fn settle(carried: Vec<Pending>, fates: Vec<Fate>) -> Vec<(Pending, Fate)> {
-    let mut left = Vec::new();
-    for (pending, fate) in carried.into_iter().zip(fates) {
-        match fate {
-            Fate::Committed(number) if left.is_empty() => pending.committed(number),
-            fate => left.push((pending, fate)),
-        }
-    }
-    left
-}
-
 impl Pending {
-    fn committed(self, number: u64) {
-        let id = self.operation.id();
-        self.end(Ok(Published { id, number }));
-    }
-
     fn end(self, end: Result<Published, PublishError>) {
         // Nobody needs to wait for it.
         let _ = self.tell.send(end);

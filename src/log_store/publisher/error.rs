@@ -22,11 +22,12 @@ pub enum PublishError {
     /// that the message is too large.
     #[error(transparent)]
     Refused(Refusal),
-    /// No leader with a quorum was found in
-    /// [`execute_timeout`](crate::config::Config::execute_timeout).
+    /// No quorum told anything for [`execute_timeout`](crate::config::Config::execute_timeout), or
+    /// none could say where the author's log ends in
+    /// [`query_timeout`](crate::config::Config::query_timeout).
     #[error("no quorum answered in time: check that a majority of the voters is up, then retry")]
     NoQuorum,
-    /// Others keep writing with the same author key.
+    /// Another writer with the same author key took the message's place 32 times.
     #[error("another program keeps writing this author's log: give each one a key of its own")]
     Contended,
     /// It could not be proposed; the text says why.

@@ -1,5 +1,7 @@
 //! What happens when an operation was not taken: everything under way is awaited, the committed
 //! end of the log is read, and what is left goes on from there.
+//!
+//! Meanwhile others may publish: what they sign waits, and is signed anew with the rest.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -9,7 +11,7 @@ use super::{Batch, Chain, Inner, Pending, PublishError, Tip};
 use crate::{
     group::{ExecuteError, Group},
     log_store::{
-        error::{ChainRefused, LogRefused, Outcome, Refusal},
+        error::{ChainRefused, LogError, LogRefused, Outcome, Refusal},
         ingest,
         machine::{LogOutput, LogStore},
         operation::{Draft, Operation},
@@ -17,10 +19,10 @@ use crate::{
     },
 };
 
-/// How often one message is signed anew before it is given up.
+/// How often another writer may take a message's place before it is given up.
 const ROUNDS_MAX: u32 = 32;
-/// Who is displaced again waits for a random part of this times the rounds before, so that two who
-/// write one log do not displace each other for ever.
+/// Who has lost its place again waits for a random part of this times the rounds before, so that
+/// two who write one log do not displace each other for ever.
 const BACKOFF: Duration = Duration::from_millis(8);
 /// Between two questions when no quorum answers, or a session does not tell.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -100,101 +102,168 @@ pub(super) async fn fates(
     fates
 }
 
+/// What may have to go on from the log's committed end.
+pub(super) struct Left {
+    pending: Pending,
+    /// The store is to tell whether it was applied.
+    look: bool,
+}
+
+impl Left {
+    /// As [`PublishError`] says: unknown where it is not known.
+    fn fail(self, error: &PublishError) {
+        let error = match self.look {
+            true => PublishError::Unknown,
+            false => error.clone(),
+        };
+        self.pending.end(Err(error));
+    }
+}
+
 impl Inner {
     /// Ends what has an end, and has the rest wait again, in its order, as the log's next
-    /// operations. Nobody publishes meanwhile.
-    pub(super) async fn recover(&self, mut left: Vec<(Pending, Fate)>, under_way: VecDeque<Batch>) {
-        for batch in under_way {
-            let fates = batch.answer.await;
-            left.extend(batch.carried.into_iter().zip(fates));
+    /// operations.
+    pub(super) async fn recover(&self, left: Vec<(Pending, Fate)>, mut under_way: VecDeque<Batch>) {
+        let mut left: Vec<Left> = left.into_iter().filter_map(|it| self.left(it)).collect();
+        while let Some(first) = under_way.front_mut() {
+            tokio::select! {
+                biased;
+                fates = &mut first.answer => {
+                    self.patience.hear(&fates);
+                    let carried = under_way.pop_front().map(|it| it.carried).unwrap_or_default();
+                    let more = carried.into_iter().zip(fates);
+                    left.extend(more.filter_map(|it| self.left(it)));
+                }
+                () = self.patience.lost() => self.give_up(&mut under_way, &mut left).await,
+            }
         }
-        let rounds = left.iter().map(|it| it.0.rounds).max().unwrap_or(0);
+        let rounds = left.iter().map(|it| it.pending.rounds).max().unwrap_or(0);
         if rounds > 0 {
             sleep((BACKOFF * rounds).mul_f64(rand::random())).await;
         }
+        let mut tip = self.tip_for(&mut left).await;
+        let answered = matches!(tip, Ok(_) | Err(PublishError::Refused(_)));
+        if answered && let Err(error) = self.look(&tip, &mut left).await {
+            tip = Err(error.into());
+        }
         let mut chain = self.chain.lock().await;
-        chain.tip = None;
-        let (tip, left) = match self.end_of_log(left).await {
-            Ok(found) => found,
-            Err((error, left)) => {
-                let waiting = std::mem::take(&mut chain.waiting);
-                for pending in left.into_iter().chain(waiting) {
+        match tip {
+            Ok(tip) => self.chain_anew(&mut chain, tip, left).await,
+            Err(error) => {
+                (chain.tip, chain.handed_in) = (None, None);
+                left.into_iter().for_each(|it| it.fail(&error));
+                for pending in chain.waiting.drain(..) {
                     pending.end(Err(error.clone()));
                 }
-                return;
             }
-        };
-        self.chain_anew(&mut chain, tip, left).await;
+        }
     }
 
-    /// The committed end of the log, and who is to go on from there. Waits for a quorum.
-    async fn end_of_log(
-        &self,
-        left: Vec<(Pending, Fate)>,
-    ) -> Result<(Tip, Vec<Pending>), (PublishError, Vec<Pending>)> {
-        let tip = loop {
-            match self.committed_tip().await {
-                Err(PublishError::NoQuorum) => sleep(PAUSE).await,
-                tip => break tip,
+    /// Ends what has an end.
+    fn left(&self, (mut pending, fate): (Pending, Fate)) -> Option<Left> {
+        let look = matches!(fate, Fate::Look);
+        match fate {
+            Fate::Look | Fate::Displaced => {}
+            // What is refused is a whole entry; the others in it go on.
+            Fate::NotApplied(PublishError::NotTaken { .. }) if !pending.suspect => {
+                pending.suspect = true;
             }
-        };
-        let looked = left.iter().filter(|it| matches!(it.1, Fate::Look));
-        let ids: Vec<_> = looked.map(|it| it.0.operation.id()).collect();
-        let numbers = match ids.is_empty() {
-            true => Ok(Vec::new()),
-            false => {
-                let read = self
-                    .logs
-                    .elsewhere(move |moment| reader::numbers(moment, ids));
-                read.await
+            Fate::Committed(number) => {
+                self.committed(pending, number);
+                return None;
             }
-        };
-        let (numbers, unread) = match numbers {
-            Ok(numbers) => (numbers, None),
-            Err(error) => (Vec::new(), Some(PublishError::from(error))),
-        };
-        let mut numbers = numbers.into_iter();
-        let mut go_on = Vec::new();
-        for (mut pending, fate) in left {
-            match fate {
-                // What is refused is a whole entry; the others in it go on.
-                Fate::NotApplied(PublishError::NotTaken { .. }) if !pending.suspect => {
-                    pending.suspect = true;
-                    go_on.push(pending);
+            Fate::Refused(refusal) => {
+                pending.end(Err(PublishError::Refused(refusal)));
+                return None;
+            }
+            Fate::NotApplied(error) => {
+                pending.end(Err(error));
+                return None;
+            }
+            Fate::Unknown => {
+                pending.end(Err(PublishError::Unknown));
+                return None;
+            }
+        }
+        Some(Left { pending, look })
+    }
+
+    /// The committed end of the log, from which the rest goes on. Waits for a quorum while there is
+    /// something whose fate only a quorum knows.
+    async fn tip_for(&self, left: &mut Vec<Left>) -> Result<Tip, PublishError> {
+        loop {
+            let asked = tokio::select! {
+                tip = self.committed_tip() => tip,
+                () = self.patience.lost() => {
+                    self.give_up(&mut VecDeque::new(), left).await;
+                    Err(PublishError::NoQuorum)
                 }
-                Fate::Committed(number) => pending.committed(number),
-                Fate::Refused(refusal) => pending.end(Err(PublishError::Refused(refusal))),
-                Fate::NotApplied(error) => pending.end(Err(error)),
-                Fate::Unknown => pending.end(Err(PublishError::Unknown)),
-                Fate::Look => match (numbers.next().flatten(), &unread, &tip) {
-                    (Some(number), ..) => pending.committed(number),
-                    (None, Some(_), _) => pending.end(Err(PublishError::Unknown)),
-                    // It may have been there.
-                    (None, _, Ok(tip)) if pending.operation.seq() < tip.first => {
-                        pending.end(Err(PublishError::Unknown));
-                    }
-                    (None, None, Err(PublishError::Stopped(_) | PublishError::Storage(_))) => {
-                        pending.end(Err(PublishError::Unknown));
-                    }
-                    (None, None, _) => go_on.push(pending),
-                },
-                Fate::Displaced => go_on.push(pending),
+            };
+            match asked {
+                Err(PublishError::NoQuorum) if left.is_empty() => {
+                    return Err(PublishError::NoQuorum);
+                }
+                Err(PublishError::NoQuorum) => sleep(PAUSE).await,
+                asked => return asked,
             }
         }
-        match tip {
-            Ok(tip) => Ok((tip, go_on)),
-            Err(error) => Err((error, go_on)),
+    }
+
+    /// Looks in the store what became of those of which nothing else tells.
+    async fn look(
+        &self,
+        tip: &Result<Tip, PublishError>,
+        left: &mut Vec<Left>,
+    ) -> Result<(), LogError> {
+        let looked = left.iter().filter(|it| it.look);
+        let ids: Vec<_> = looked.map(|it| it.pending.operation.id()).collect();
+        if ids.is_empty() {
+            return Ok(());
         }
+        let first = tip.as_ref().map_or(0, |it| it.first);
+        let read = self.logs.elsewhere(move |it| reader::numbers(it, ids));
+        let mut numbers = read.await?.into_iter();
+        for mut it in std::mem::take(left) {
+            match it.look.then(|| numbers.next().flatten()) {
+                Some(Some(number)) => self.committed(it.pending, number),
+                // It may have been there.
+                Some(None) if it.pending.operation.seq() < first => {
+                    it.pending.end(Err(PublishError::Unknown));
+                }
+                _ => {
+                    it.look = false;
+                    left.push(it);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends what is certainly not applied, and begins to wait anew for the rest.
+    pub(super) async fn give_up(&self, under_way: &mut VecDeque<Batch>, left: &mut Vec<Left>) {
+        self.patience.begin();
+        let mut chain = self.chain.lock().await;
+        let certain = left.extract_if(.., |it| !it.look).map(|it| it.pending);
+        for pending in certain.chain(chain.waiting.drain(..)) {
+            pending.end(Err(PublishError::NoQuorum));
+        }
+        chain.tip = chain.handed_in;
+        drop(chain);
+        under_way.iter_mut().for_each(Batch::give_up);
     }
 
     /// Those left and those that wait become the log's next operations: as they are where they
     /// fit, else signed anew.
-    async fn chain_anew(&self, chain: &mut Chain, mut tip: Tip, left: Vec<Pending>) {
+    async fn chain_anew(&self, chain: &mut Chain, mut tip: Tip, left: Vec<Left>) {
+        // Else the log ends with ours, and nobody but our own that were refused was in the way.
+        let others = std::mem::replace(&mut *self.end(), tip.last) != tip.last;
         let waiting = std::mem::take(&mut chain.waiting);
+        let left = left.into_iter().map(|it| it.pending);
+        chain.handed_in = Some(tip);
         let mut signed = 0;
-        for mut pending in left.into_iter().chain(waiting) {
+        for mut pending in left.chain(waiting) {
             if !tip.fits(&pending.operation) {
-                if pending.rounds == ROUNDS_MAX {
+                if others && pending.rounds == ROUNDS_MAX {
                     pending.end(Err(PublishError::Contended));
                     continue;
                 }
@@ -205,7 +274,7 @@ impl Inner {
                         continue;
                     }
                 }
-                pending.rounds += 1;
+                pending.rounds += u32::from(others);
                 signed += 1;
                 if signed % SIGNED_AT_ONCE == 0 {
                     tokio::task::yield_now().await;

@@ -3,6 +3,7 @@
 mod cursors;
 mod delivery;
 mod ephemeral;
+mod minority;
 mod publishing;
 mod refusals;
 mod replays;

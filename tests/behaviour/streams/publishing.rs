@@ -147,11 +147,10 @@ async fn two_that_write_as_one_author_do_not_fork_it() {
     assert_eq!(distinct.len(), 80);
 }
 
-/// The leader takes smaller commands than the publisher's member does.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn behind_a_refused_one_the_others_go_on() {
+/// The topic at a member whose leader takes smaller commands than it does itself.
+async fn under_a_strict_leader(command_bytes_max: usize) -> ([Member<LogStore>; 2], TopicStream) {
     let small = Config {
-        command_bytes_max: 300 * 1024,
+        command_bytes_max,
         ..Config::default()
     };
     let strict = Member::<LogStore>::found(Place::MEMORY, &small).await;
@@ -163,6 +162,12 @@ async fn behind_a_refused_one_the_others_go_on() {
         .expect("it runs");
     let chat = opened(&members).await.remove(1);
     assert_eq!(settled(&members).await, 0, "the strict one leads");
+    (members, chat)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn behind_a_refused_one_the_others_go_on() {
+    let (_members, chat) = under_a_strict_leader(300 * 1024).await;
     let large = "x".repeat(400 * 1024);
     let texts = ["a", &large, "b", "c"].map(str::to_owned);
     let mut under_way = say_many(&chat, texts).await;
@@ -187,6 +192,25 @@ async fn behind_a_refused_one_the_others_go_on() {
     let all = heard_many(&mut from_start(&chat).await, 3).await;
     assert!(all.iter().map(|it| it.1.as_str()).eq(["a", "b", "c"]));
     assert_eq!(say(&chat, "d").await.number, 3);
+}
+
+/// More refusals than another writer would be granted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refusals_of_ones_own_are_not_taken_for_another_writer() {
+    let (_members, chat) = under_a_strict_leader(100 * 1024).await;
+    let large = "x".repeat(150 * 1024);
+    let texts = std::iter::repeat_n(large, 40).chain(["behind them".to_owned()]);
+    let mut under_way = say_many(&chat, texts).await;
+    let behind = under_way.split_off(40);
+    for (_, large) in under_way {
+        let refused = within("the refusal", large).await;
+        assert!(
+            matches!(refused, Err(PublishError::NotTaken { .. })),
+            "{refused:?}"
+        );
+    }
+    assert_eq!(committed(behind).await[0].1.number, 0);
+    assert_eq!(say(&chat, "and on").await.number, 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
