@@ -22,6 +22,8 @@ mod member;
 mod memory;
 #[path = "processes/process.rs"]
 mod process;
+#[path = "processes/publish.rs"]
+mod publish;
 #[path = "processes/restart.rs"]
 mod restart;
 
