@@ -266,7 +266,12 @@ impl Node {
             return Ok(open);
         }
         let secret = self.inner.secret.derive(SYNC_KEY, id.as_bytes());
-        let opened = Sync::start(logs, secret, options).await?;
+        let kept = self.former_door(id).await;
+        let opened = Sync::start(logs, secret, options, kept.clone()).await?;
+        let settings = opened.kept();
+        if settings != kept {
+            self.keep_door(id, settings).await;
+        }
         self.doors().insert(id, opened.clone());
         Ok(opened)
     }
@@ -278,6 +283,37 @@ impl Node {
         let door = self.doors().remove(&logs.group().id());
         if let Some(door) = door {
             door.stop().await;
+        }
+    }
+
+    /// Where the door was the last time. Not to know it costs peers the way here, and no more.
+    async fn former_door(&self, id: GroupId) -> BTreeMap<String, String> {
+        let store = self.inner.store.clone();
+        let reading = tokio::task::spawn_blocking(move || {
+            let group = store.group(&id)?;
+            let kept = group.map(|it| store.door(it.local)).transpose()?;
+            Ok::<_, io::Error>(kept.flatten())
+        });
+        let kept = reading.await.map_err(io::Error::other).flatten();
+        let kept = kept.unwrap_or_else(|error| {
+            tracing::warn!(%error, "where outsiders found this member cannot be read");
+            None
+        });
+        kept.and_then(|it| postcard::from_bytes(&it).ok())
+            .unwrap_or_default()
+    }
+
+    async fn keep_door(&self, id: GroupId, settings: BTreeMap<String, String>) {
+        let store = self.inner.store.clone();
+        let keeping = tokio::task::spawn_blocking(move || {
+            let settings = postcard::to_stdvec(&settings).map_err(io::Error::other)?;
+            match store.group(&id)? {
+                Some(group) => store.put_door(group.local, &settings),
+                None => Ok(()),
+            }
+        });
+        if let Err(error) = keeping.await.map_err(io::Error::other).flatten() {
+            tracing::warn!(%error, "where outsiders find this member cannot be kept");
         }
     }
 

@@ -219,29 +219,49 @@ impl Store {
         flusher.sync()
     }
 
+    /// Keeps where the door for outsiders was last: a hint, not synced.
+    ///
+    /// # Errors
+    /// Any error but `StorageFull` is final.
+    pub(crate) fn put_door(&self, local: LocalGroup, settings: &[u8]) -> io::Result<()> {
+        self.put_hint(local, Tag::Door, settings)
+    }
+
+    /// What was kept by [`Store::put_door`]; none if it is damaged.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub(crate) fn door(&self, local: LocalGroup) -> io::Result<Option<bytes::Bytes>> {
+        self.hint(local, Tag::Door)
+    }
+
     /// Keeps the last known addresses of a group's members: a hint, not synced.
     ///
     /// # Errors
     /// Any error but `StorageFull` is final.
     pub(crate) fn put_roster(&self, local: LocalGroup, roster: &[u8]) -> io::Result<()> {
-        let _changing = self.changing_groups();
-        // Not behind a removal: it would leave a record of a group that is gone.
-        expect_group(self.flusher(), local)?;
-        let mut batch = Batch::new();
-        batch.put(
-            Family::Meta,
-            &keys::meta(local.number(), Tag::Roster),
-            &[roster],
-        );
-        self.flusher().write(&batch)
+        self.put_hint(local, Tag::Roster, roster)
     }
 
     /// The last roster that survived; none if it is damaged, for it is only a hint.
     ///
     /// # Errors
-    /// Those of the engine.
+    /// The store cannot be read.
     pub(crate) fn roster(&self, local: LocalGroup) -> io::Result<Option<bytes::Bytes>> {
-        let key = keys::meta(local.number(), Tag::Roster);
+        self.hint(local, Tag::Roster)
+    }
+
+    fn put_hint(&self, local: LocalGroup, tag: Tag, hint: &[u8]) -> io::Result<()> {
+        let _changing = self.changing_groups();
+        // Not behind a removal: it would leave a record of a group that is gone.
+        expect_group(self.flusher(), local)?;
+        let mut batch = Batch::new();
+        batch.put(Family::Meta, &keys::meta(local.number(), tag), &[hint]);
+        self.flusher().write(&batch)
+    }
+
+    fn hint(&self, local: LocalGroup, tag: Tag) -> io::Result<Option<bytes::Bytes>> {
+        let key = keys::meta(local.number(), tag);
         let value = self.flusher().value(Family::Meta, &key)?;
         Ok(value.and_then(|value| keys::unseal(&key, &value).map(bytes::Bytes::copy_from_slice)))
     }

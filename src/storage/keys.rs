@@ -12,6 +12,7 @@
 //! | meta    | `group u64` `'p'`                | purged: `term u64` `index u64` `bytes u64`    |
 //! | meta    | `group u64` `'r'`                | the roster, opaque; a hint                    |
 //! | meta    | `group u64` `'s'`                | `generation u32` `checkpoint u64`, opaque     |
+//! | meta    | `group u64` `'d'`                | the settings of the door, opaque; a hint      |
 //! | meta    | `group u64` `'x'`                | empty: the group is being removed             |
 //! | meta    | `0 u64` `'l'`                    | `u64`: the local number of the next new group |
 //! | meta    | `0 u64` `'n'`                    | the node's record, opaque                     |
@@ -71,6 +72,7 @@ pub(super) enum Tag {
     Purged = b'p',
     Roster = b'r',
     State = b's',
+    Door = b'd',
     Removing = b'x',
     NextLocal = b'l',
     NodeRecord = b'n',

@@ -361,6 +361,10 @@ fn the_node_and_the_roster_are_remembered() {
         let local = group(store);
         store.put_roster(local, b"addresses").expect("put");
         assert_eq!(store.roster(local).expect("read"), Some("addresses".into()));
+        assert_eq!(store.door(local).expect("read"), None);
+        store.put_door(local, b"bind").expect("put");
+        assert_eq!(store.door(local).expect("read"), Some("bind".into()));
+        assert_eq!(store.roster(local).expect("read"), Some("addresses".into()));
     });
 }
 

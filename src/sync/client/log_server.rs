@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// How long a client's goodbye may take.
-pub(crate) const GOODBYE_WITHIN: Duration = Duration::from_secs(5);
+const GOODBYE_WITHIN: Duration = Duration::from_secs(5);
 
 /// How to open a [`LogServer`].
 #[derive(Clone, Debug)]

@@ -49,6 +49,8 @@ pub use self::{
     },
 };
 pub(crate) use self::{
-    quic::alpn,
+    log_server::{Listeners, said_goodbye},
+    quic::{FORMER_PORT_WAIT, alpn},
     server::{Meter, serve_metered},
+    settings::Settings,
 };

@@ -47,7 +47,7 @@ const WINDOW: u32 = 2 * 1024 * 1024;
 /// Bytes on their way to the other end without its acknowledgement.
 const SEND_WINDOW: u64 = 4 * 1024 * 1024;
 /// How long a port that was kept may still be taken.
-const FORMER_PORT_WAIT: Duration = Duration::from_secs(1);
+pub(crate) const FORMER_PORT_WAIT: Duration = Duration::from_secs(1);
 /// Any free port of every IPv4 interface.
 const ANYWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
@@ -231,7 +231,7 @@ impl QuicListener {
                 match bind(secret, addr, alpns, None).await {
                     Ok(endpoint) => return Ok(Self { endpoint }),
                     // The former socket of this very process may be about to close.
-                    Err(_) if kept.bind == Some(addr) && Instant::now() < give_up => {
+                    Err(_) if kept.bind.contains(&addr) && Instant::now() < give_up => {
                         sleep(FORMER_PORT_WAIT / 50).await;
                     }
                     Err(why) => {
@@ -271,7 +271,7 @@ impl Listener for QuicListener {
 
     fn settings(&self) -> String {
         let settings = Settings {
-            bind: self.endpoint.bound_sockets().first().copied(),
+            bind: self.endpoint.bound_sockets(),
             urls: Vec::new(),
         };
         settings.text()

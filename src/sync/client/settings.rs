@@ -15,8 +15,8 @@ const URL: &str = "url";
 /// What was kept, read; or what is to be kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Settings {
-    /// Where it listened, with the port it had.
-    pub(crate) bind: Option<SocketAddr>,
+    /// Where it listened, with the ports it had.
+    pub(crate) bind: Vec<SocketAddr>,
     /// How it is called from outside.
     pub(crate) urls: Vec<String>,
 }
@@ -26,7 +26,7 @@ impl Settings {
         let mut settings = Self::default();
         for line in text.unwrap_or_default().lines() {
             match line.split_once(' ') {
-                Some((BIND, addr)) => settings.bind = addr.parse().ok(),
+                Some((BIND, addr)) => settings.bind.extend(addr.parse::<SocketAddr>()),
                 Some((URL, url)) => settings.urls.push(url.to_owned()),
                 _ => {}
             }
@@ -48,13 +48,27 @@ impl Settings {
         default: SocketAddr,
     ) -> Vec<SocketAddr> {
         let open = |addr: SocketAddr| addr.port() == 0;
-        match (wanted, self.bind) {
+        match (wanted, self.bind.first().copied()) {
             (Some(wanted), _) if !open(wanted) => vec![wanted],
             (Some(wanted), Some(kept)) if wanted.ip() == kept.ip() => vec![kept, wanted],
             (Some(wanted), _) => vec![wanted],
             (None, Some(kept)) => vec![kept, (kept.ip(), 0).into()],
             (None, None) => vec![default],
         }
+    }
+
+    /// The same for several addresses at once, of which none is a default: what is wanted with the
+    /// ports that were kept, where it leaves them open; nothing if nothing was kept for it.
+    pub(crate) fn at_former_ports(&self, wanted: &[SocketAddr]) -> Option<Vec<SocketAddr>> {
+        if wanted.is_empty() {
+            return (!self.bind.is_empty()).then(|| self.bind.clone());
+        }
+        let former = |wanted: &SocketAddr| {
+            let kept = self.bind.iter().find(|it| it.ip() == wanted.ip());
+            *kept.filter(|_| wanted.port() == 0).unwrap_or(wanted)
+        };
+        let former: Vec<SocketAddr> = wanted.iter().map(former).collect();
+        (former != wanted).then_some(former)
     }
 }
 
@@ -69,7 +83,7 @@ mod tests {
     #[test]
     fn what_is_kept_is_read_again_and_what_is_unknown_is_skipped() {
         let kept = Settings {
-            bind: Some(addr("[::]:8080")),
+            bind: vec![addr("[::]:8080"), addr("0.0.0.0:8080")],
             urls: vec!["https://a.example/b c".into(), "http://b.example".into()],
         };
         let text = format!("{}later 1\n\nbind\n", kept.text());
@@ -81,7 +95,7 @@ mod tests {
     fn what_a_start_leaves_open_is_as_it_was() {
         let default = addr("0.0.0.0:0");
         let kept = Settings {
-            bind: Some(addr("127.0.0.1:81")),
+            bind: vec![addr("127.0.0.1:81")],
             urls: Vec::new(),
         };
         let places = |wanted: Option<&str>| kept.places(wanted.map(addr), default);
@@ -91,5 +105,14 @@ mod tests {
         assert_eq!(places(None), again);
         assert_eq!(places(Some("0.0.0.0:0")), [default]);
         assert_eq!(Settings::default().places(None, default), [default]);
+        let former = |wanted: &[&str]| {
+            let wanted: Vec<_> = wanted.iter().map(|it| addr(it)).collect();
+            kept.at_former_ports(&wanted)
+        };
+        assert_eq!(former(&[]), Some(vec![addr("127.0.0.1:81")]));
+        let both = vec![addr("127.0.0.1:81"), addr("[::1]:0")];
+        assert_eq!(former(&["127.0.0.1:0", "[::1]:0"]), Some(both));
+        assert_eq!(former(&["127.0.0.1:80"]), None);
+        assert_eq!(Settings::default().at_former_ports(&[]), None);
     }
 }

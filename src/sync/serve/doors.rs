@@ -19,7 +19,7 @@ use super::Shared;
 use crate::{
     identity::{PeerAddr, PeerId},
     log_store::{Expected, Line, LogError, NoteError, NoteVersion},
-    sync::discovery::TransportInfo,
+    sync::{discovery::TransportInfo, member_addr::MemberAddr},
 };
 
 const PREFIX: &[u8] = b"sync/door/";
@@ -37,6 +37,16 @@ struct Door {
     addr: PeerAddr,
     /// The same in the form that stock nodes pass on, signed by the door, for each line.
     infos: Vec<(Line, Bytes)>,
+    /// The ways to it besides its endpoint, for our own clients: transports, and addresses.
+    ways: Vec<(String, String)>,
+}
+
+impl Door {
+    fn member(&self) -> MemberAddr {
+        let quic = MemberAddr::from(self.addr.clone());
+        let ways = self.ways.iter();
+        ways.fold(quic, |it, (name, addr)| it.with(name, addr))
+    }
 }
 
 /// A door as this member has last heard of it.
@@ -57,7 +67,7 @@ pub(super) struct Doors {
 /// What this member's own door has said.
 #[derive(Default)]
 struct Own {
-    said: Option<(PeerAddr, Instant)>,
+    said: Option<(MemberAddr, Instant)>,
 }
 
 impl Doors {
@@ -84,11 +94,11 @@ impl Doors {
     }
 
     /// Where the doors of all members are, those heard of lately first.
-    pub(super) fn addrs(&self) -> Vec<PeerAddr> {
+    pub(super) fn members(&self) -> Vec<MemberAddr> {
         let known = self.known();
         let mut doors: Vec<&Heard> = known.values().collect();
         doors.sort_by_key(|it| it.at.elapsed() >= self.silence);
-        doors.into_iter().map(|it| it.door.addr.clone()).collect()
+        doors.into_iter().map(|it| it.door.member()).collect()
     }
 
     /// What the doors of members say of themselves, for stock nodes of a line to hear; one that
@@ -156,7 +166,7 @@ impl Shared {
 
     /// Has the others hear of this door before they hear whom it serves. False if no quorum did.
     pub(super) async fn is_heard(&self) -> bool {
-        let addr = self.wire.addr();
+        let addr = self.member_addr();
         let fresh = {
             let own = self.doors.own();
             let said = own.said.as_ref();
@@ -165,14 +175,18 @@ impl Shared {
         fresh || self.say(addr).await
     }
 
-    async fn say(&self, addr: PeerAddr) -> bool {
+    async fn say(&self, addr: MemberAddr) -> bool {
         let infos = Line::ALL.map(|line| {
-            let info = self.infos.of(line, &addr, &self.secret);
+            let info = self.infos.of(line, addr.quic(), &self.secret);
             (line, info.to_bytes(line))
         });
+        let ways = addr.ways();
         let door = Door {
-            addr: addr.clone(),
+            addr: addr.quic().clone(),
             infos: infos.into(),
+            ways: ways
+                .map(|(name, addr)| (name.into(), addr.into()))
+                .collect(),
         };
         let at = Instant::now();
         // Plain values into memory cannot fail to encode.
@@ -213,7 +227,7 @@ pub(super) async fn beat(shared: Arc<Shared>) {
         if serving.wait_for(|it| *it).await.is_err() {
             return;
         }
-        let addr = shared.wire.addr();
+        let addr = shared.member_addr();
         let moved = shared.doors.own().said.as_ref().map(|it| &it.0) != Some(&addr);
         let said = !(moved || shared.claims.serve(shared.here())) || shared.say(addr).await;
         let beat = shared.patience.beat;
@@ -240,6 +254,7 @@ mod tests {
         let door = Door {
             addr: PeerAddr::new(PeerId::from_bytes([1; 32]), [([127, 0, 0, 1], 4000).into()]),
             infos: vec![(Line::V07, Bytes::from_static(&[1, 2, 3]))],
+            ways: vec![("http".into(), "http://127.0.0.1:80".into())],
         };
         let bytes = Bytes::from(postcard::to_stdvec(&door).expect("it is encodable"));
         assert_eq!(decode(&bytes), Some(door));

@@ -10,6 +10,7 @@ use std::{
 };
 
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
 };
@@ -17,12 +18,15 @@ use tokio::{
 use super::{
     FULL, Shared, admission::Admitted, discover, peers::Counted, peers::Rank, session, shake,
 };
-use crate::sync::{
-    client::{self, Admit, Denied, Meter, ServeLimits},
-    outsiders::Rights,
-    protocol::SyncError,
-    session::Role,
-    wire::{Connection, Knock, Service},
+use crate::{
+    identity::{PeerAddr, PeerId},
+    sync::{
+        client::{self, Admit, Denied, Meter, ServeLimits},
+        outsiders::Rights,
+        protocol::SyncError,
+        session::Role,
+        wire::{Connection, Knock, Service},
+    },
 };
 
 /// For a client to hear why it is turned away.
@@ -45,6 +49,36 @@ pub(super) async fn accept(shared: Arc<Shared>) {
                 tracing::debug!(%error, "a peer that came in was not served");
             }
         });
+    }
+}
+
+/// Our own client, by what carries it.
+#[derive(Clone)]
+pub(super) enum Client {
+    /// The door's own endpoint.
+    Quic(Connection),
+    /// A transport that a program has registered. It is cut off by dropping its stream.
+    Carried(PeerId),
+}
+
+impl Client {
+    fn addr(&self) -> PeerAddr {
+        match self {
+            Self::Quic(connection) => connection.remote_addr(),
+            Self::Carried(peer) => PeerAddr::new(*peer, []),
+        }
+    }
+
+    fn admit(&self) {
+        if let Self::Quic(connection) = self {
+            connection.admit();
+        }
+    }
+
+    fn close(&self, reason: &str) {
+        if let Self::Quic(connection) = self {
+            connection.close(reason);
+        }
     }
 }
 
@@ -103,24 +137,44 @@ impl Shared {
 
     /// Serves our own client, which has back-pressure and needs no chunks.
     async fn serve_client(self: &Arc<Self>, connection: &Connection) -> Result<(), SyncError> {
-        let limits = ServeLimits::default();
-        let stream = timeout(limits.request_within, connection.accept_bytes()).await;
+        let limit = ServeLimits::default().request_within;
+        let stream = timeout(limit, connection.accept_bytes()).await;
         let stream = stream
             .map_err(|_| SyncError::unexpected("nothing was asked for in time"))?
             .map_err(SyncError::unexpected)?;
+        let client = Client::Quic(connection.clone());
+        let gone = async {
+            connection.closed().await;
+        };
+        self.serve_stream(stream, client, gone).await
+    }
+
+    /// Serves our own client on a stream, whatever carries it; `gone` is ready once it has what was
+    /// said last.
+    pub(super) async fn serve_stream<R, W>(
+        self: &Arc<Self>,
+        stream: (R, W),
+        client: Client,
+        gone: impl Future<Output = ()> + Send,
+    ) -> Result<(), SyncError>
+    where
+        R: AsyncRead + Unpin + Send,
+        W: AsyncWrite + Unpin + Send,
+    {
+        let limits = ServeLimits::default();
         if !self.confirm_admissions().await {
-            connection.close("no quorum is reached here");
+            client.close("no quorum is reached here");
             return Ok(());
         }
         let over = self.stop.child_token();
         let place = Arc::<Mutex<Option<ClientPlace>>>::default();
-        let (shared, ending, client) = (Arc::clone(self), over.clone(), connection.clone());
+        let (shared, ending, asking) = (Arc::clone(self), over.clone(), client.clone());
         let held = Arc::clone(&place);
         let admit: Admit = Arc::new(move |topic, access| {
-            let addr = client.remote_addr();
+            let addr = asking.addr();
             let admitted = shared.admit_client(&addr, topic, access, &ending)?;
             let (all, counted) = shared.room(addr.peer).ok_or(Denied::OverQuota)?;
-            client.admit();
+            asking.admit();
             let taken = ClientPlace {
                 _all: all,
                 _counted: counted,
@@ -129,7 +183,7 @@ impl Shared {
             *held.lock().unwrap_or_else(PoisonError::into_inner) = Some(taken);
             Ok(shared.logs.clone())
         });
-        let quota = self.rates.of(connection.remote());
+        let quota = self.rates.of(client.addr().peer);
         let meter: Meter =
             Arc::new(move |operations, bytes| quota.spend(operations, bytes, Instant::now()));
         let served = client::serve_metered(stream, &admit, &limits, Some(&meter));
@@ -144,15 +198,17 @@ impl Shared {
                     Ok(_) => self.patience.closing,
                     Err(_) => LAST_WORDS,
                 };
-                let _ = timeout(patience, connection.closed()).await;
+                if client::said_goodbye(&served) {
+                    let _ = timeout(patience, gone).await;
+                }
                 served.map_err(SyncError::unexpected)
             }
             () = no_quorum => {
-                connection.close("no quorum is reached here");
+                client.close("no quorum is reached here");
                 Ok(())
             }
             () = over.cancelled() => {
-                connection.close("what it may do was changed");
+                client.close("what it may do was changed");
                 Ok(())
             }
         }

@@ -226,12 +226,12 @@ impl Overlay {
 
     /// The doors of the other members, but for neighbours.
     fn doors_but(&self, near: &BTreeSet<PeerId>) -> Vec<PeerId> {
-        let mut doors = self.shared.doors.addrs();
-        doors.retain(|it| !near.contains(&it.peer));
+        let mut doors = self.shared.doors.members();
+        doors.retain(|it| !near.contains(&it.quic().peer));
         for door in &doors {
-            self.shared.wire.learn(door);
+            self.shared.wire.learn(door.quic());
         }
-        doors.into_iter().map(|it| it.peer).collect()
+        doors.into_iter().map(|it| it.quic().peer).collect()
     }
 
     fn hear(&self, message: &Bytes) {

@@ -53,11 +53,11 @@ mod settings;
 mod shake;
 mod status;
 mod topic;
+mod ways;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -91,6 +91,7 @@ pub use self::{
     status::{PeerState, PeerStatus, SyncStatus},
 };
 use super::{
+    client::Listeners,
     outsiders::Outsiders,
     ticket::LogTicket,
     wire::{Wire, WireOptions, released},
@@ -164,6 +165,8 @@ struct Door {
 /// What all tasks of the door share.
 struct Shared {
     wire: Wire,
+    /// The other ways in.
+    listeners: Listeners,
     logs: Logs,
     /// As it was opened; what may change while it is open is below.
     options: SyncOptions,
@@ -201,23 +204,24 @@ pub struct OpenSyncError {
 }
 
 impl Sync {
-    /// Opens the door. `secret` is the key of its endpoint.
+    /// Opens the door. `secret` is the key of its endpoint, `kept` what [`Sync::kept`] said of
+    /// the one before.
     pub(crate) async fn start(
         logs: &Logs,
         secret: Zeroizing<[u8; 32]>,
         options: SyncOptions,
+        kept: BTreeMap<String, String>,
     ) -> Result<Self, OpenSyncError> {
-        Self::start_with(logs, secret, options, Patience::default()).await
+        Self::start_with(logs, secret, (options, kept), Patience::default()).await
     }
 
     async fn start_with(
         logs: &Logs,
         secret: Zeroizing<[u8; 32]>,
-        options: SyncOptions,
+        (options, kept): (SyncOptions, BTreeMap<String, String>),
         patience: Patience,
     ) -> Result<Self, OpenSyncError> {
-        let bind = options.bind.clone();
-        let shared = Shared::open(logs, secret, options, bind, patience).await?;
+        let shared = Shared::open(logs, secret, options, &kept, patience).await?;
         let door = Door {
             shared: ArcSwap::new(shared),
             turn: tokio::sync::Mutex::default(),
@@ -243,6 +247,18 @@ impl Sync {
         self.shared().wire.addr()
     }
 
+    /// By which transports our own clients reach it, and the addresses of each: `"quic"`, and those
+    /// of [`SyncOptions::transports`].
+    #[must_use]
+    pub fn transports(&self) -> BTreeMap<String, Vec<String>> {
+        self.shared().transports()
+    }
+
+    /// What the next door should find again: where each transport listens.
+    pub(crate) fn kept(&self) -> BTreeMap<String, String> {
+        self.shared().kept()
+    }
+
     /// Who of the peers that are no members may do what, and who has asked.
     #[must_use]
     pub fn outsiders(&self) -> Outsiders {
@@ -253,10 +269,10 @@ impl Sync {
     /// of.
     #[must_use]
     pub fn ticket(&self) -> LogTicket {
-        let network = self.shared().options.network;
-        let mut members = vec![self.addr()];
-        members.extend(self.shared().doors.addrs());
-        LogTicket::new(network, self.shared().open_topics(), members)
+        let shared = self.shared();
+        let mut members = vec![shared.member_addr()];
+        members.extend(shared.doors.members());
+        LogTicket::new(shared.options.network, shared.open_topics(), members)
     }
 
     /// Looks for a peer, in every open topic that admits it, until it is found: it is dialled, and
@@ -300,7 +316,7 @@ impl Shared {
         logs: &Logs,
         secret: Zeroizing<[u8; 32]>,
         options: SyncOptions,
-        bind: Vec<SocketAddr>,
+        kept: &BTreeMap<String, String>,
         patience: Patience,
     ) -> Result<Arc<Self>, OpenSyncError> {
         if let Some(why) = options.fault() {
@@ -309,13 +325,21 @@ impl Shared {
         let rates = Arc::new(Rates::new(&options, Instant::now()));
         let wire = WireOptions {
             secret: secret.clone(),
-            bind,
+            bind: options.bind.clone(),
+            former: ways::former(kept),
             relay: options.relay_choice(),
             network: options.network,
         };
         let wire = Wire::bind(wire).await.map_err(|error| OpenSyncError {
             why: format!("no endpoint at the address wanted: {error}"),
         })?;
+        let listeners = match ways::open(&options, &secret, kept).await {
+            Ok(listeners) => listeners,
+            Err(error) => {
+                wire.close().await;
+                return Err(error);
+            }
+        };
         let knocks = Places::new(
             KNOCKS_MAX + options.sessions_max,
             KNOCKS_OF_PEER_MAX + options.sessions_of_peer_max,
@@ -347,6 +371,7 @@ impl Shared {
             dials: Semaphore::new(DIALS_MAX),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            listeners,
             wire,
         });
         shared.begin();
@@ -386,6 +411,7 @@ impl Shared {
             self.unsay().await;
         }
         self.tasks.close();
+        self.listeners.close().await;
         self.wire.close().await;
         self.tasks.wait().await;
         released(&bound).await;
@@ -418,6 +444,9 @@ impl Shared {
             self.run(lan::meet(Arc::clone(self)));
         }
         self.run(entrance::accept(Arc::clone(self)));
+        for (name, listener) in self.listeners.all() {
+            self.run(ways::accept(Arc::clone(self), name, listener));
+        }
         self.run(ask_again(Arc::clone(self)));
     }
 

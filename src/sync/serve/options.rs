@@ -2,7 +2,11 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use crate::{identity::PeerAddr, net::RelayChoice};
+use crate::{
+    identity::PeerAddr,
+    net::RelayChoice,
+    sync::{client::Transports, member_addr::QUIC},
+};
 
 /// Milliseconds of a day.
 const DAY_MS: u128 = 24 * 60 * 60 * 1_000;
@@ -28,9 +32,15 @@ const PEERS_MAX: u128 = 1_024;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SyncOptions {
-    /// Where to listen: at most one IPv4 and one IPv6 address; port 0 takes a free one. Default:
-    /// every IPv4 interface and a free port.
+    /// Where to listen: at most one IPv4 and one IPv6 address; port 0 takes a free one, and after a
+    /// restart the same if it is free. Default: where the door was the last time, at first every
+    /// IPv4 interface and a free port.
     pub bind: Vec<SocketAddr>,
+    /// What else our own clients reach this member by, such as
+    #[cfg_attr(feature = "http", doc = "[`Http`](crate::sync::Http)")]
+    #[cfg_attr(not(feature = "http"), doc = "`Http` (feature `http`)")]
+    /// under the name `"http"`. QUIC is always there, on the door's own endpoint. Default: nothing.
+    pub transports: Transports,
     /// The URL of a relay server through which peers reach this member. Default: none.
     pub relay: Option<String>,
     /// Which network: peers of another one neither find nor reach this member. Default: the one
@@ -74,6 +84,7 @@ impl Default for SyncOptions {
     fn default() -> Self {
         Self {
             bind: Vec::new(),
+            transports: Transports::none(),
             relay: None,
             network: *blake3::hash(b"p2panda").as_bytes(),
             peers: Vec::new(),
@@ -168,7 +179,9 @@ impl SyncOptions {
         let mut faults = ranges
             .into_iter()
             .filter_map(|(name, value, least, most)| of_range(name, value, least, most));
-        faults.next()
+        let quic = self.transports.names().any(|it| it == QUIC);
+        let quic = quic.then(|| "the door has the transport \"quic\" of itself".to_owned());
+        faults.next().or(quic)
     }
 }
 

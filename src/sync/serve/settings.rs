@@ -1,6 +1,6 @@
 //! Changing a door's settings while it is open.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
@@ -75,13 +75,13 @@ impl Sync {
             shared.change(&options);
             return Ok(());
         }
-        let bound = shared.wire.bound();
+        let kept = shared.kept();
         let added = shared.peers.wanted();
         shared.close().await;
-        let opened = shared.reopen(&options, &former, &bound).await;
+        let opened = shared.reopen(&options, &former, &kept).await;
         let (opened, refused) = match opened {
             Ok(opened) => (opened, None),
-            Err(refused) => match shared.reopen(&former, &former, &bound).await {
+            Err(refused) => match shared.reopen(&former, &former, &kept).await {
                 Ok(opened) => (opened, Some(refused)),
                 Err(again) => {
                     let why = format!(
@@ -126,25 +126,25 @@ impl Shared {
         }
     }
 
-    /// A door like this one, which is closed, at its ports if they are not to be others.
+    /// A door like this one, which is closed, where it was if it is not to be elsewhere.
     async fn reopen(
         &self,
         options: &SyncOptions,
         former: &SyncOptions,
-        bound: &[std::net::SocketAddr],
+        kept: &BTreeMap<String, String>,
     ) -> Result<Arc<Self>, OpenSyncError> {
-        let again = |bind| {
+        let again = || {
             let (logs, secret) = (&self.logs, self.secret.clone());
-            Self::open(logs, secret, options.clone(), bind, self.patience)
+            Self::open(logs, secret, options.clone(), kept, self.patience)
         };
         // The sockets that were closed may take a moment.
         let give_up = Instant::now() + FORMER_PORT_WAIT;
         while options.bind == former.bind && Instant::now() < give_up {
-            if let Ok(opened) = again(bound.to_vec()).await {
+            if let Ok(opened) = again().await {
                 return Ok(opened);
             }
             sleep(FORMER_PORT_WAIT / 50).await;
         }
-        again(options.bind.clone()).await
+        again().await
     }
 }

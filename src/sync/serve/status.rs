@@ -1,6 +1,6 @@
 //! What a member can say about the peers that it serves.
 
-use std::time::SystemTime;
+use std::{collections::BTreeMap, time::SystemTime};
 
 use super::{Shared, claims::Claimed};
 use crate::{
@@ -19,6 +19,8 @@ pub struct SyncStatus {
     pub serving: bool,
     /// Sessions under way, with all peers together.
     pub sessions: usize,
+    /// By which transports it is reached, and the addresses of each.
+    pub transports: BTreeMap<String, Vec<String>>,
     /// Every peer that was met, here or at another member, in each topic.
     pub peers: Vec<PeerStatus>,
 }
@@ -165,6 +167,7 @@ impl Shared {
             open: !self.stop.is_cancelled(),
             serving: !self.stop.is_cancelled() && *self.serving.borrow(),
             sessions: self.options.sessions_max - self.sessions.available_permits(),
+            transports: self.transports(),
             peers,
         }
     }

@@ -23,6 +23,7 @@ use iroh::{
         VarInt, presets,
     },
 };
+use tokio::time::{Instant, sleep};
 use zeroize::Zeroizing;
 
 #[cfg(feature = "mdns")]
@@ -34,7 +35,7 @@ pub(crate) use self::{
 use crate::{
     identity::{PeerAddr, PeerId},
     net::{RelayChoice, WireError},
-    sync::client,
+    sync::client::{self, FORMER_PORT_WAIT, Settings},
 };
 
 /// Protocol ids of stock nodes, before the network id is hashed in.
@@ -91,6 +92,8 @@ pub(crate) struct WireOptions {
     pub(crate) secret: Zeroizing<[u8; 32]>,
     /// Where to listen; empty means every IPv4 interface and a free port.
     pub(crate) bind: Vec<SocketAddr>,
+    /// Where it listened the last time: ports that are left open are the same.
+    pub(crate) former: Settings,
     /// Whether peers may be reached through a relay server.
     pub(crate) relay: RelayChoice,
     /// Peers of another network do not find us.
@@ -123,7 +126,26 @@ impl Wire {
     /// # Errors
     /// An address cannot be bound, or the relay's URL is none.
     pub(crate) async fn bind(options: WireOptions) -> Result<Self, WireError> {
-        let relay = match options.relay {
+        if let Some(former) = options.former.at_former_ports(&options.bind) {
+            let give_up = Instant::now() + FORMER_PORT_WAIT;
+            loop {
+                match Self::bind_to(&options, former.clone()).await {
+                    Ok(wire) => return Ok(wire),
+                    // The former socket of this very process may be about to close.
+                    Err(_) if Instant::now() < give_up => sleep(FORMER_PORT_WAIT / 50).await,
+                    Err(_) => break,
+                }
+            }
+            tracing::info!(
+                ?former,
+                "the port of the last time is taken; another one is used"
+            );
+        }
+        Self::bind_to(&options, options.bind.clone()).await
+    }
+
+    async fn bind_to(options: &WireOptions, bind: Vec<SocketAddr>) -> Result<Self, WireError> {
+        let relay = match &options.relay {
             RelayChoice::Off => RelayMode::Disabled,
             RelayChoice::Public => RelayMode::Default,
             RelayChoice::Url(url) => RelayMode::custom([url.parse().map_err(WireError::new)?]),
@@ -144,7 +166,7 @@ impl Wire {
         if off {
             builder = builder.net_report_config(NetReportConfig::minimal());
         }
-        let bind = match options.bind {
+        let bind = match bind {
             bind if bind.is_empty() => vec![(Ipv4Addr::UNSPECIFIED, 0).into()],
             bind => bind,
         };

@@ -15,6 +15,7 @@ async fn wire(seed: u8) -> Wire {
     Wire::bind(WireOptions {
         secret: Zeroizing::new([seed; 32]),
         bind: vec![(Ipv4Addr::LOCALHOST, 0).into()],
+        former: Settings::default(),
         relay: RelayChoice::Off,
         network: *blake3::hash(b"p2panda").as_bytes(),
     })
@@ -133,6 +134,7 @@ async fn another_network_finds_no_one() {
     let stranger = Wire::bind(WireOptions {
         secret: Zeroizing::new([6; 32]),
         bind: vec![(Ipv4Addr::LOCALHOST, 0).into()],
+        former: Settings::default(),
         relay: RelayChoice::Off,
         network: [0; 32],
     })

@@ -3,6 +3,8 @@
 
 mod carrier;
 #[cfg(feature = "http")]
+mod doors;
+#[cfg(feature = "http")]
 mod http;
 mod memory;
 mod pulls;

@@ -151,7 +151,7 @@ impl Listener for HttpListener {
 
     fn settings(&self) -> String {
         let settings = Settings {
-            bind: Some(self.bound),
+            bind: vec![self.bound],
             urls: self.urls.clone(),
         };
         settings.text()

@@ -1,6 +1,6 @@
 //! Members with doors, and peers that say to them whatever a test wants.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use zeroize::Zeroizing;
@@ -12,7 +12,7 @@ use crate::{
     net::RelayChoice,
     node::{MemoryDisk, Node},
     sync::{
-        Admission, Outsiders,
+        Admission, Outsiders, client,
         codec::{self, Decoder, Limits, Message},
         wire::{Connection, Knock, Recv, Send, Service, Wire, WireOptions},
     },
@@ -95,7 +95,13 @@ impl House {
         options: SyncOptions,
     ) -> Sync {
         let secret = Zeroizing::new([100 + member as u8; 32]);
-        let opened = Sync::start_with(&self.logs[member], secret, options, patience).await;
+        let opened = Sync::start_with(
+            &self.logs[member],
+            secret,
+            (options, BTreeMap::new()),
+            patience,
+        )
+        .await;
         let sync = opened.expect("loopback can be bound");
         until("it serves", || sync.status().serving).await;
         sync
@@ -156,6 +162,7 @@ impl Guest {
         let wire = Wire::bind(WireOptions {
             secret: Zeroizing::new(rand::random()),
             bind: vec![(Ipv4Addr::LOCALHOST, 0).into()],
+            former: client::Settings::default(),
             relay: RelayChoice::Off,
             network: *blake3::hash(b"p2panda").as_bytes(),
         });
