@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  protocol    the trait of a sync protocol, for a program's own
+//!  mount       such a protocol at a member's door
 //!  session/    one session of the log sync: no I/O, no clock
 //!  discovery/  which topics two peers share, and where peers are: no I/O, no clock
 //!  codec/      the messages of both lines as bytes
@@ -94,6 +95,7 @@ mod codec;
 mod discovery;
 pub mod guide;
 mod member_addr;
+mod mount;
 mod outsiders;
 mod protocol;
 mod serve;
@@ -113,6 +115,7 @@ pub use self::{
         Transports, pull, push, serve_logs,
     },
     member_addr::MemberAddr,
+    mount::{Mount, MountError, MountHandle, MountOptions, Mounted, PeerEvent},
     outsiders::{Admission, Decision, KnownPeer, Outsiders, OutsidersError, Request, Rights, Who},
     protocol::{
         Cause, Fault, FromSync, SyncError, SyncFuture, SyncProtocol, SyncRead, SyncSink, SyncWrite,

@@ -97,7 +97,7 @@ impl Shared {
     ) -> Result<(), SyncError> {
         let shaking = timeout(
             self.patience.knock,
-            knock.accept(|peer| self.is_welcome(peer)),
+            knock.accept(|service, peer| self.lets_in(service, peer)),
         )
         .await;
         let (service, connection) = shaking
@@ -111,6 +111,7 @@ impl Shared {
             Service::Sync => self.serve(&connection).await,
             Service::Discovery => discover::answer(self, &connection).await,
             Service::Client => self.serve_client(&connection).await,
+            Service::Own(at) => self.serve_own(at, &connection).await,
             Service::Gossip => {
                 // The overlay has it now, and takes no more of the door than its place.
                 drop((room, place));

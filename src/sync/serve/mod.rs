@@ -42,6 +42,7 @@ mod lan;
 mod lately;
 mod once;
 mod options;
+mod own;
 mod pacer;
 mod patience;
 mod peers;
@@ -329,6 +330,7 @@ impl Shared {
             former: ways::former(kept),
             relay: options.relay_choice(),
             network: options.network,
+            own: options.protocols.iter().map(|it| it.own.name()).collect(),
         };
         let wire = Wire::bind(wire).await.map_err(|error| OpenSyncError {
             why: format!("no endpoint at the address wanted: {error}"),

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use crate::{
     identity::PeerAddr,
     net::RelayChoice,
-    sync::{client::Transports, member_addr::QUIC},
+    sync::{Mount, client::Transports, member_addr::QUIC},
 };
 
 /// Milliseconds of a day.
@@ -14,6 +14,9 @@ const DAY_MS: u128 = 24 * 60 * 60 * 1_000;
 const SESSIONS_MAX: u128 = 65_536;
 /// Peers that settings may name.
 const PEERS_MAX: u128 = 1_024;
+
+/// Protocols that a door may have.
+const PROTOCOLS_MAX: u128 = 16;
 
 /// Settings of a member's door for outsiders. All have defaults that fit stock p2panda nodes.
 ///
@@ -41,6 +44,8 @@ pub struct SyncOptions {
     #[cfg_attr(not(feature = "http"), doc = "`Http` (feature `http`)")]
     /// under the name `"http"`. QUIC is always there, on the door's own endpoint. Default: nothing.
     pub transports: Transports,
+    /// Sync protocols of the program's own, at most 16, each with another name. Default: none.
+    pub protocols: Vec<Mount>,
     /// The URL of a relay server through which peers reach this member. Default: none.
     pub relay: Option<String>,
     /// Which network: peers of another one neither find nor reach this member. Default: the one
@@ -85,6 +90,7 @@ impl Default for SyncOptions {
         Self {
             bind: Vec::new(),
             transports: Transports::none(),
+            protocols: Vec::new(),
             relay: None,
             network: *blake3::hash(b"p2panda").as_bytes(),
             peers: Vec::new(),
@@ -175,13 +181,24 @@ impl SyncOptions {
                 0,
                 PEERS_MAX,
             ),
+            (
+                "protocols, as many as it has,",
+                self.protocols.len() as u128,
+                0,
+                PROTOCOLS_MAX,
+            ),
         ];
         let mut faults = ranges
             .into_iter()
             .filter_map(|(name, value, least, most)| of_range(name, value, least, most));
         let quic = self.transports.names().any(|it| it == QUIC);
         let quic = quic.then(|| "the door has the transport \"quic\" of itself".to_owned());
-        faults.next().or(quic)
+        let mut names: Vec<&str> = self.protocols.iter().map(|it| it.own.name()).collect();
+        names.sort_unstable();
+        let twice = names.windows(2).find(|it| it.first() == it.last());
+        let twice = twice.and_then(|it| it.first());
+        let twice = twice.map(|it| format!("the protocol {it:?} is mounted twice"));
+        faults.next().or(quic).or(twice)
     }
 }
 

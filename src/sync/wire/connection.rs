@@ -84,6 +84,23 @@ impl Connection {
         Ok((recv, send))
     }
 
+    /// Like [`Connection::open`], as plain bytes.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub(crate) async fn open_bytes(
+        &self,
+    ) -> Result<
+        (
+            impl AsyncRead + Unpin + std::marker::Send + use<>,
+            impl AsyncWrite + Unpin + std::marker::Send + use<>,
+        ),
+        WireError,
+    > {
+        let (send, recv) = self.0.open_bi().await.map_err(WireError::new)?;
+        Ok((recv, send))
+    }
+
     /// The other end is admitted: full windows.
     pub(crate) fn admit(&self) {
         self.0.set_receive_window(VarInt::from_u32(SESSION_WINDOW));

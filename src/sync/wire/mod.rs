@@ -42,6 +42,8 @@ use crate::{
 const SYNC: &str = "p2panda/log_sync/v1";
 const DISCOVERY: &str = "p2panda/confidential_discovery/v1";
 const GOSSIP: &str = "/iroh-gossip/1";
+/// Before the name of a program's own protocol.
+const OWN: &str = "quorate/own/1/";
 
 /// As stock nodes have it. A peer that is silent for this long is gone.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -84,6 +86,8 @@ pub(crate) enum Service {
     Gossip,
     /// Our own client, which pulls or pushes.
     Client,
+    /// A program's own protocol: the one with this number in [`WireOptions::own`].
+    Own(usize),
 }
 
 /// How to open a [`Wire`].
@@ -98,6 +102,8 @@ pub(crate) struct WireOptions {
     pub(crate) relay: RelayChoice,
     /// Peers of another network do not find us.
     pub(crate) network: [u8; 32],
+    /// The names of a program's own protocols.
+    pub(crate) own: Vec<&'static str>,
 }
 
 /// The endpoint. A handle that is cheap to clone; lives until [`Wire::close`].
@@ -151,7 +157,7 @@ impl Wire {
             RelayChoice::Url(url) => RelayMode::custom([url.parse().map_err(WireError::new)?]),
         };
         let off = relay == RelayMode::Disabled;
-        let alpns = alpns(&options.network);
+        let alpns = alpns(&options.network, &options.own);
         let names: Vec<Vec<u8>> = alpns.iter().map(|(_, alpn)| alpn.clone()).collect();
         let known = MemoryLookup::new();
         // The default of connections, so also of those that iroh-gossip dials.
@@ -341,7 +347,7 @@ impl Knock {
     /// The peer left, speaks none of our protocols, or is not welcome.
     pub(crate) async fn accept(
         self,
-        is_welcome: impl FnOnce(PeerId) -> bool,
+        is_welcome: impl FnOnce(Service, PeerId) -> bool,
     ) -> Result<(Service, Connection), WireError> {
         let inner = &self.wire.0;
         let live = self.wire.live()?;
@@ -356,7 +362,10 @@ impl Knock {
             connection.close(VarInt::from_u32(0), b"unknown protocol");
             return Err(WireError::new("a protocol that is not mounted"));
         };
-        if !is_welcome(PeerId::from_bytes(*connection.remote_id().as_bytes())) {
+        if !is_welcome(
+            *service,
+            PeerId::from_bytes(*connection.remote_id().as_bytes()),
+        ) {
             connection.close(VarInt::from_u32(0), b"not served");
             return Err(WireError::new("no topic is served to this peer"));
         }
@@ -366,7 +375,7 @@ impl Knock {
                 let handed = live.gossip.handle_connection(connection.clone()).await;
                 handed.map_err(WireError::new)?;
             }
-            Service::Sync | Service::Discovery | Service::Client => {
+            Service::Sync | Service::Discovery | Service::Client | Service::Own(_) => {
                 connection.set_max_concurrent_uni_streams(VarInt::from_u32(0));
             }
         }
@@ -385,13 +394,16 @@ fn alpn(protocol: &str, network: &[u8; 32]) -> Vec<u8> {
     hasher.finalize().as_bytes().to_vec()
 }
 
-fn alpns(network: &[u8; 32]) -> Vec<(Service, Vec<u8>)> {
-    vec![
+fn alpns(network: &[u8; 32], own: &[&str]) -> Vec<(Service, Vec<u8>)> {
+    let mut alpns = vec![
         (Service::Sync, alpn(SYNC, network)),
         (Service::Discovery, alpn(DISCOVERY, network)),
         (Service::Gossip, alpn(GOSSIP, network)),
         (Service::Client, client::alpn(network)),
-    ]
+    ];
+    let own = own.iter().enumerate();
+    alpns.extend(own.map(|(at, name)| (Service::Own(at), alpn(&format!("{OWN}{name}"), network))));
+    alpns
 }
 
 fn transport_config(bidi: u32, uni: u32, window: u32) -> QuicTransportConfig {

@@ -18,6 +18,7 @@ async fn wire(seed: u8) -> Wire {
         former: Settings::default(),
         relay: RelayChoice::Off,
         network: *blake3::hash(b"p2panda").as_bytes(),
+        own: Vec::new(),
     })
     .await
     .expect("loopback can be bound")
@@ -27,7 +28,7 @@ async fn wire(seed: u8) -> Wire {
 fn names_are_those_of_stock_nodes() {
     let hex = |bytes: &[u8]| data_encoding::HEXLOWER.encode(bytes);
     let network = *blake3::hash(b"p2panda").as_bytes();
-    let names: Vec<String> = alpns(&network)
+    let names: Vec<String> = alpns(&network, &[])
         .iter()
         .filter(|(service, _)| *service != Service::Client)
         .map(|(_, alpn)| hex(alpn))
@@ -50,7 +51,7 @@ async fn a_peer_that_came_in_is_dialled_back_by_its_bare_id() {
         tokio::join!(
             async {
                 let knock = us.accept().await.expect("we are open");
-                knock.accept(|_| true).await.expect("they stay")
+                knock.accept(|_, _| true).await.expect("they stay")
             },
             peer.dial(&addr, Service::Sync),
         )
@@ -97,7 +98,7 @@ async fn two_that_join_one_overlay_become_neighbours() {
     let (us, peer) = (wire(3).await, wire(4).await);
     let accepting = |wire: Wire| async move {
         while let Some(knock) = wire.accept().await {
-            let _ = knock.accept(|_| true).await;
+            let _ = knock.accept(|_, _| true).await;
         }
     };
     let tasks = [
@@ -137,6 +138,7 @@ async fn another_network_finds_no_one() {
         former: Settings::default(),
         relay: RelayChoice::Off,
         network: [0; 32],
+        own: Vec::new(),
     })
     .await
     .expect("loopback can be bound");

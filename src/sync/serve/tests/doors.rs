@@ -30,7 +30,7 @@ async fn open_guest() -> (Guest, mpsc::Receiver<Connection>) {
     let guest = Guest::that(move |knock| {
         let came = came.clone();
         tokio::spawn(async move {
-            if let Ok((Service::Sync, connection)) = knock.accept(|_| true).await {
+            if let Ok((Service::Sync, connection)) = knock.accept(|_, _| true).await {
                 let _ = came.send(connection).await;
             }
         });

@@ -165,6 +165,7 @@ impl Guest {
             former: client::Settings::default(),
             relay: RelayChoice::Off,
             network: *blake3::hash(b"p2panda").as_bytes(),
+            own: Vec::new(),
         });
         let wire = wire.await.expect("loopback can be bound");
         let knocks = tokio::spawn({
