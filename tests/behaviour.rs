@@ -26,6 +26,8 @@ mod membership;
 mod mesh;
 #[path = "behaviour/minority.rs"]
 mod minority;
+#[path = "behaviour/mounted.rs"]
+mod mounted;
 #[path = "behaviour/once.rs"]
 mod once;
 #[path = "behaviour/reads.rs"]

@@ -82,8 +82,13 @@
 //!
 //! What a session costs is bounded, what outsiders store is not. Ephemeral messages are passed on
 //! in topics in which a member takes part in them itself, see
-//! [`streams`](crate::streams::TopicStream::ephemeral). A [`SyncProtocol`] of one's own cannot be
-//! mounted on a node yet.
+//! [`streams`](crate::streams::TopicStream::ephemeral).
+//!
+//! # Another protocol
+//!
+//! A program's own [`SyncProtocol`] is mounted at the same door ([`SyncOptions::protocols`]):
+//! [`Mount`] says who may come in, how many at once and for how long, and [`Mounted`] gives what
+//! their sessions gave. `cargo run --example own_protocol` shows one.
 //!
 //! # Without p2panda
 //!

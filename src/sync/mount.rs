@@ -39,8 +39,8 @@ const NAME_BYTES_MAX: usize = 128;
 /// [`SyncOptions::protocols`](super::SyncOptions::protocols).
 ///
 /// Peers meet it on an ALPN of its own: BLAKE3("quorate/own/1/" ‖ its name ‖ network id). They have
-/// proven their names before it sees them, and are let in or not by [`Mount::admitting`]; by default
-/// nobody is. As everything at the door it is served while the member reaches a quorum.
+/// proven their names before it sees them, and are let in or not by [`MountOptions::admitting`]; by
+/// default nobody is. As everything at the door it is served while the member reaches a quorum.
 ///
 /// `examples/own_protocol.rs` shows a whole one.
 #[derive(Clone)]

@@ -1,8 +1,9 @@
 //! What a sync protocol is: two roles, a topic to agree on, and data for whoever asked for it.
 //!
-//! The log sync of this crate is one protocol; a program can write others, and run them over a
-//! stream of its own: a node does not carry them yet. A protocol knows neither the transport nor
-//! what its data means: it is given a stream in both directions and a sink.
+//! The log sync of this crate is one protocol; a program can write others, and mount them at a
+//! member's door ([`Mount`](super::Mount)) or run them over a stream of its own. A protocol knows
+//! neither the transport nor what its data means: it is given a stream in both directions and a
+//! sink.
 
 use std::{
     error::Error,

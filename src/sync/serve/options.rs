@@ -127,6 +127,18 @@ impl SyncOptions {
         same == *other
     }
 
+    /// What is wrong with the names in it.
+    fn names_fault(&self) -> Option<String> {
+        let quic = self.transports.names().any(|it| it == QUIC);
+        let quic = quic.then(|| "the door has the transport \"quic\" of itself".to_owned());
+        let mut names: Vec<&str> = self.protocols.iter().map(|it| it.own.name()).collect();
+        names.sort_unstable();
+        let twice = names.windows(2).find(|it| it.first() == it.last());
+        let twice = twice.and_then(|it| it.first());
+        let twice = twice.map(|it| format!("the protocol {it:?} is mounted twice"));
+        quic.or(twice)
+    }
+
     /// What is wrong with it, in words.
     pub(super) fn fault(&self) -> Option<String> {
         if self.mdns && cfg!(not(feature = "mdns")) {
@@ -191,14 +203,7 @@ impl SyncOptions {
         let mut faults = ranges
             .into_iter()
             .filter_map(|(name, value, least, most)| of_range(name, value, least, most));
-        let quic = self.transports.names().any(|it| it == QUIC);
-        let quic = quic.then(|| "the door has the transport \"quic\" of itself".to_owned());
-        let mut names: Vec<&str> = self.protocols.iter().map(|it| it.own.name()).collect();
-        names.sort_unstable();
-        let twice = names.windows(2).find(|it| it.first() == it.last());
-        let twice = twice.and_then(|it| it.first());
-        let twice = twice.map(|it| format!("the protocol {it:?} is mounted twice"));
-        faults.next().or(quic).or(twice)
+        faults.next().or_else(|| self.names_fault())
     }
 }
 

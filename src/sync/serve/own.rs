@@ -51,7 +51,12 @@ impl Shared {
                 .map_err(|_| SyncError::unexpected("nothing was asked for in time"))?
                 .map_err(SyncError::unexpected)?;
             connection.admit();
-            own.accept(peer, &mut write, &mut read).await?;
+            tokio::select! {
+                biased;
+                ended = own.accept(peer, &mut write, &mut read) => ended?,
+                // It stays until it has everything, so it has given up.
+                why = connection.closed() => return Err(SyncError::unexpected(why)),
+            }
             write.shutdown().await?;
             // It closes when it has everything.
             let _ = timeout(self.patience.closing, connection.closed()).await;

@@ -78,7 +78,7 @@ async fn a_peer_that_came_in_is_dialled_back_by_its_bare_id() {
                     peer.accept()
                         .await
                         .expect("they are open")
-                        .accept(|_| true)
+                        .accept(|_, _| true)
                         .await
                 },
                 us.dial(&bare, Service::Sync),
@@ -149,7 +149,7 @@ async fn another_network_finds_no_one() {
                 us.accept()
                     .await
                     .expect("we are open")
-                    .accept(|_| true)
+                    .accept(|_, _| true)
                     .await
             },
             stranger.dial(&addr, Service::Sync),

@@ -1,5 +1,5 @@
-//! A member's door with HTTP beside QUIC: found by its ticket, kept over a restart, and with the same
-//! admission.
+//! A member's door with HTTP beside QUIC: found by its ticket, kept over a restart, and with the
+//! same admission.
 
 use std::time::Duration;
 
