@@ -91,9 +91,10 @@ impl SyncProtocol<String> for Words {
     ) -> SyncFuture<'a> {
         Box::pin(async move {
             let ours = self.of(&topic);
-            sink.send(FromSync::HandshakeSuccess(topic.clone())).await?;
             write_lines(write, std::iter::once(&topic).chain(&ours)).await?;
             let news = read_lines(&mut BufReader::new(read.take(SESSION_BYTES_MAX))).await?;
+            // That it answers says that it takes the topic.
+            sink.send(FromSync::HandshakeSuccess(topic)).await?;
             give(sink, news).await
         })
     }
