@@ -8,6 +8,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use futures_util::FutureExt;
+
 use self::builder::Place;
 pub use self::builder::{NodeBuilder, OpenError, Relay};
 use crate::{
@@ -22,7 +24,7 @@ use crate::{
     metrics::{Counters, Metrics},
     raft::{Replica, ReplicaSpec, Role, Stored},
     storage::{GroupRecord, NewGroup, Store},
-    sync::{OpenSyncError, Sync, SyncOptions},
+    sync::{Kept, OpenSyncError, Sync, SyncOptions},
 };
 
 /// What the key of the door for outsiders is derived for. Frozen: its name follows from it.
@@ -266,12 +268,11 @@ impl Node {
             return Ok(open);
         }
         let secret = self.inner.secret.derive(SYNC_KEY, id.as_bytes());
-        let kept = self.former_door(id).await;
-        let opened = Sync::start(logs, secret, options, kept.clone()).await?;
-        let settings = opened.kept();
-        if settings != kept {
-            self.keep_door(id, settings).await;
-        }
+        let store = self.inner.store.clone();
+        let kept = Kept::new(self.former_door(id).await, move |settings| {
+            keep_door(store.clone(), id, settings).boxed()
+        });
+        let opened = Sync::start(logs, secret, options, kept).await?;
         self.doors().insert(id, opened.clone());
         Ok(opened)
     }
@@ -301,20 +302,6 @@ impl Node {
         });
         kept.and_then(|it| postcard::from_bytes(&it).ok())
             .unwrap_or_default()
-    }
-
-    async fn keep_door(&self, id: GroupId, settings: BTreeMap<String, String>) {
-        let store = self.inner.store.clone();
-        let keeping = tokio::task::spawn_blocking(move || {
-            let settings = postcard::to_stdvec(&settings).map_err(io::Error::other)?;
-            match store.group(&id)? {
-                Some(group) => store.put_door(group.local, &settings),
-                None => Ok(()),
-            }
-        });
-        if let Err(error) = keeping.await.map_err(io::Error::other).flatten() {
-            tracing::warn!(%error, "where outsiders find this member cannot be kept");
-        }
     }
 
     fn doors(&self) -> MutexGuard<'_, BTreeMap<GroupId, Sync>> {
@@ -574,4 +561,17 @@ fn list(tried: &[(PeerAddr, String)]) -> String {
     }
     let one = |(addr, why): &(PeerAddr, String)| format!("{}: {why}", addr.peer.short());
     tried.iter().map(one).collect::<Vec<_>>().join("; ")
+}
+
+async fn keep_door(store: Store, id: GroupId, settings: BTreeMap<String, String>) {
+    let keeping = tokio::task::spawn_blocking(move || {
+        let settings = postcard::to_stdvec(&settings).map_err(io::Error::other)?;
+        match store.group(&id)? {
+            Some(group) => store.put_door(group.local, &settings),
+            None => Ok(()),
+        }
+    });
+    if let Err(error) = keeping.await.map_err(io::Error::other).flatten() {
+        tracing::warn!(%error, "where outsiders find this member cannot be kept");
+    }
 }

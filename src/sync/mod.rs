@@ -133,5 +133,5 @@ pub use self::{
 };
 pub(crate) use self::{
     discovery::{EPHEMERAL_BYTES_MAX, Ephemeral, EphemeralError, Stamp},
-    serve::Channel,
+    serve::{Channel, Kept},
 };

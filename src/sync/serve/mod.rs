@@ -72,7 +72,6 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use zeroize::Zeroizing;
 
-pub(crate) use self::ephemeral::Channel;
 use self::{
     admission::Admissions,
     claims::Claims,
@@ -86,6 +85,7 @@ use self::{
     register::Register,
     topic::Feed,
 };
+pub(crate) use self::{ephemeral::Channel, ways::Kept};
 pub use self::{
     once::{SyncWithError, Synced},
     options::SyncOptions,
@@ -160,7 +160,7 @@ struct Door {
     /// Another one once it was opened again with other settings.
     shared: ArcSwap<Shared>,
     /// One change of the settings, or the end, at a time.
-    turn: tokio::sync::Mutex<()>,
+    turn: tokio::sync::Mutex<Kept>,
 }
 
 /// What all tasks of the door share.
@@ -205,13 +205,12 @@ pub struct OpenSyncError {
 }
 
 impl Sync {
-    /// Opens the door. `secret` is the key of its endpoint, `kept` what [`Sync::kept`] said of
-    /// the one before.
+    /// Opens the door, where it was. `secret` is the key of its endpoint.
     pub(crate) async fn start(
         logs: &Logs,
         secret: Zeroizing<[u8; 32]>,
         options: SyncOptions,
-        kept: BTreeMap<String, String>,
+        kept: Kept,
     ) -> Result<Self, OpenSyncError> {
         Self::start_with(logs, secret, (options, kept), Patience::default()).await
     }
@@ -219,13 +218,14 @@ impl Sync {
     async fn start_with(
         logs: &Logs,
         secret: Zeroizing<[u8; 32]>,
-        (options, kept): (SyncOptions, BTreeMap<String, String>),
+        (options, mut kept): (SyncOptions, Kept),
         patience: Patience,
     ) -> Result<Self, OpenSyncError> {
-        let shared = Shared::open(logs, secret, options, &kept, patience).await?;
+        let shared = Shared::open(logs, secret, options, kept.of(), patience).await?;
+        kept.keep(shared.kept()).await;
         let door = Door {
             shared: ArcSwap::new(shared),
-            turn: tokio::sync::Mutex::default(),
+            turn: tokio::sync::Mutex::new(kept),
         };
         Ok(Self {
             door: Arc::new(door),
@@ -253,11 +253,6 @@ impl Sync {
     #[must_use]
     pub fn transports(&self) -> BTreeMap<String, Vec<String>> {
         self.shared().transports()
-    }
-
-    /// What the next door should find again: where each transport listens.
-    pub(crate) fn kept(&self) -> BTreeMap<String, String> {
-        self.shared().kept()
     }
 
     /// Who of the peers that are no members may do what, and who has asked.

@@ -61,7 +61,7 @@ impl Sync {
     }
 
     async fn change(&self, options: SyncOptions) -> Result<(), OpenSyncError> {
-        let _turn = self.door.turn.lock().await;
+        let mut kept = self.door.turn.lock().await;
         let shared = self.shared();
         if shared.stop.is_cancelled() {
             let why = "the door is closed: open it with serve_sync".to_owned();
@@ -75,13 +75,13 @@ impl Sync {
             shared.change(&options);
             return Ok(());
         }
-        let kept = shared.kept();
+        let here = shared.kept();
         let added = shared.peers.wanted();
         shared.close().await;
-        let opened = shared.reopen(&options, &former, &kept).await;
+        let opened = shared.reopen(&options, &former, &here).await;
         let (opened, refused) = match opened {
             Ok(opened) => (opened, None),
-            Err(refused) => match shared.reopen(&former, &former, &kept).await {
+            Err(refused) => match shared.reopen(&former, &former, &here).await {
                 Ok(opened) => (opened, Some(refused)),
                 Err(again) => {
                     let why = format!(
@@ -92,6 +92,7 @@ impl Sync {
                 }
             },
         };
+        kept.keep(opened.kept()).await;
         self.door.shared.store(Arc::clone(&opened));
         for addr in added {
             if !former.peers.iter().any(|it| it.peer == addr.peer) {

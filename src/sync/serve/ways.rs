@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use futures_util::future::BoxFuture;
 use tokio::{sync::Semaphore, time::timeout};
 
 use super::{FULL, KNOCKS_MAX, OpenSyncError, Shared, SyncOptions, entrance::Client};
@@ -11,6 +12,37 @@ use crate::sync::{
     member_addr::{MemberAddr, QUIC},
     protocol::SyncError,
 };
+
+/// Where each transport of a door listened the last time, and how that is kept.
+pub(crate) struct Kept {
+    of: BTreeMap<String, String>,
+    keep: Box<Keep>,
+}
+
+type Keep = dyn Fn(BTreeMap<String, String>) -> BoxFuture<'static, ()> + Send + Sync;
+
+impl Kept {
+    pub(crate) fn new(
+        of: BTreeMap<String, String>,
+        keep: impl Fn(BTreeMap<String, String>) -> BoxFuture<'static, ()> + Send + Sync + 'static,
+    ) -> Self {
+        let keep = Box::new(keep);
+        Self { of, keep }
+    }
+
+    pub(super) fn of(&self) -> &BTreeMap<String, String> {
+        &self.of
+    }
+
+    /// Keeps where they listen now; of one that is not used at the moment, where it did.
+    pub(super) async fn keep(&mut self, now: BTreeMap<String, String>) {
+        let former = self.of.clone();
+        self.of.extend(now);
+        if self.of != former {
+            (self.keep)(self.of.clone()).await;
+        }
+    }
+}
 
 /// Listens with all of them.
 pub(super) async fn open(

@@ -85,11 +85,12 @@ async fn a_door_serves_over_http_and_is_found_again_after_a_restart() {
     let news: Vec<Operation> = soon("news", (&mut puller).take(50).collect()).await;
     assert_eq!((taken.len(), news), (100, more));
     soon("it stops", node.shutdown()).await;
-    // A handle keeps the former socket.
-    drop((node, logs, door));
+    // A handle on the former door does not keep its sockets.
+    drop((node, logs));
 
     // What was left open the first time is as it was, by default too.
     let (node, logs) = start().await;
+    assert!(door.transports().values().all(Vec::is_empty), "it is open");
     let again = SyncOptions {
         bind: Vec::new(),
         transports: Transports::none().with("http", Http::new()),
@@ -102,6 +103,61 @@ async fn a_door_serves_over_http_and_is_found_again_after_a_restart() {
     append(&logs, &news).await;
     let taken: Vec<Operation> = soon("the rest", (&mut puller).take(5).collect()).await;
     assert_eq!(taken, news);
+    drop(puller);
+    soon("it stops", node.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn settings_that_change_leave_the_other_transports_where_they_were() {
+    let node = Node::in_memory().bind_loopback().open().await;
+    let node = node.expect("loopback can be bound");
+    let group = node.create(GroupKey::generate(), LogStore::new()).await;
+    let logs = group.expect("it is founded").logs();
+    let outsiders = Outsiders::of(&logs);
+    let opened = outsiders.open_topic(topic(), LINE, Admission::everyone());
+    soon("the topic", opened).await.expect("it opens");
+    let door = open(&logs, &node, options()).await;
+    let ways = door.transports();
+    let ticket = by_http(&door.ticket());
+    let mut ada = Writer::new(1);
+    append(&logs, &ada.many(5)).await;
+    let pull = Pull::new(&ticket, topic(), Have::new());
+    let pull = pull.retry(Duration::from_millis(5), Duration::from_millis(50));
+    let mut puller = pull.start();
+    soon("all", (&mut puller).take(5).collect::<Vec<_>>()).await;
+
+    // Another network and back: all transports are opened again, where they were.
+    let network = door.options().network;
+    for network in [[7; 32], network] {
+        let options = SyncOptions {
+            network,
+            ..door.options()
+        };
+        let changed = soon("the settings", door.configure(options)).await;
+        changed.expect("they make sense");
+        assert_eq!(door.transports(), ways);
+    }
+    let news = ada.many(5);
+    append(&logs, &news).await;
+    let taken: Vec<Operation> = soon("the rest", (&mut puller).take(5).collect()).await;
+    assert_eq!(taken, news);
+
+    // A port of its choice for one; the other stays, and both are found again.
+    let port = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+    let bind = vec![port.local_addr().expect("it is bound")];
+    drop(port);
+    let moved = SyncOptions {
+        bind: bind.clone(),
+        ..door.options()
+    };
+    let changed = soon("the settings", door.configure(moved)).await;
+    changed.expect("the port is free");
+    assert_eq!(door.transports()["http"], ways["http"]);
+    assert_eq!(door.transports()["quic"], [bind[0].to_string()]);
+    soon("it stops", node.stop_sync(&logs)).await;
+    let door = open(&logs, &node, options()).await;
+    assert_eq!(door.transports()["quic"], [bind[0].to_string()]);
+    assert_eq!(door.transports()["http"], ways["http"]);
     drop(puller);
     soon("it stops", node.shutdown()).await;
 }

@@ -1,11 +1,12 @@
 //! Members with doors, and peers that say to them whatever a test wants.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
+use std::{collections::BTreeMap, future, net::Ipv4Addr, time::Duration};
 
 use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
 use zeroize::Zeroizing;
 
-use super::super::{Patience, Sync, SyncOptions, shake};
+use super::super::{Kept, Patience, Sync, SyncOptions, shake};
 use crate::{
     identity::{GroupKey, PeerId},
     log_store::{Heights, Line, LogStore, Logs, Operation, Topic},
@@ -98,7 +99,10 @@ impl House {
         let opened = Sync::start_with(
             &self.logs[member],
             secret,
-            (options, BTreeMap::new()),
+            (
+                options,
+                Kept::new(BTreeMap::new(), |_| future::ready(()).boxed()),
+            ),
             patience,
         )
         .await;
