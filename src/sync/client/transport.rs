@@ -186,10 +186,9 @@ pub struct Transports(Vec<(String, Arc<dyn Transport>)>);
 /// Equal are those that hold the same transports, not such as are alike.
 impl PartialEq for Transports {
     fn eq(&self, other: &Self) -> bool {
-        let same = |(a, b): (&(String, Arc<dyn Transport>), &(String, Arc<dyn Transport>))| {
-            a.0 == b.0 && Arc::ptr_eq(&a.1, &b.1)
-        };
-        self.0.len() == other.0.len() && self.0.iter().zip(&other.0).all(same)
+        let mut pairs = self.0.iter().zip(&other.0);
+        let same = pairs.all(|(a, b)| a.0 == b.0 && Arc::ptr_eq(&a.1, &b.1));
+        same && self.0.len() == other.0.len()
     }
 }
 
