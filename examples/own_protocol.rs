@@ -174,7 +174,9 @@ async fn main() -> anyhow::Result<()> {
         keep(&ada, &mut ada_mounted, 4),
         keep(&ben, &mut ben_mounted, 4),
     );
-    (ended?, ada_kept?, ben_kept?);
+    ended?;
+    ada_kept?;
+    ben_kept?;
     println!("ada has {:?}", ada.of("rhymes"));
     println!("ben has {:?}", ben.of("rhymes"));
     anyhow::ensure!(ada.of("rhymes") == ben.of("rhymes"), "they do not agree");
