@@ -3,6 +3,7 @@
 //! Everything above sees these traits only, so that the transport can be replaced by one in memory.
 
 pub(crate) mod frame;
+mod port;
 pub(crate) mod quic;
 
 use std::{
@@ -16,6 +17,7 @@ use futures_util::future::BoxFuture;
 
 pub(crate) use self::{
     frame::{BondStream, RecvStream, SendStream},
+    port::at_former_port,
     quic::{ALPN, Quic, QuicOptions, RelayChoice},
 };
 use crate::identity::{PeerAddr, PeerId};

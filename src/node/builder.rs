@@ -14,7 +14,7 @@ use crate::{
     identity::NodeSecret,
     mesh::Links,
     metrics::Counters,
-    net::{Quic, QuicOptions, RelayChoice, Transport},
+    net::{Quic, QuicOptions, RelayChoice, Transport, at_former_port},
     storage::{OpenError as StoreError, Store},
 };
 
@@ -218,16 +218,9 @@ async fn bind(
         .and_then(|it| <[u8; 2]>::try_from(it.as_ref()).ok());
     if let Some(port) = remembered.map(u16::from_be_bytes) {
         let at = |addr: &SocketAddr| SocketAddr::new(addr.ip(), port);
-        let give_up = tokio::time::Instant::now() + FORMER_PORT_WAIT;
-        loop {
-            match Quic::bind(options(wanted.iter().map(at).collect())).await {
-                Ok(quic) => return Ok(quic),
-                // The former socket of this very process may be about to close.
-                Err(_) if tokio::time::Instant::now() < give_up => {
-                    tokio::time::sleep(FORMER_PORT_WAIT / 50).await;
-                }
-                Err(_) => break,
-            }
+        let former = || Quic::bind(options(wanted.iter().map(at).collect()));
+        if let Ok(quic) = at_former_port(FORMER_PORT_WAIT, former).await {
+            return Ok(quic);
         }
         tracing::info!(
             port,

@@ -2,10 +2,11 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep};
-
 use super::{OpenSyncError, Shared, Sync, SyncOptions};
-use crate::identity::{PeerAddr, PeerId};
+use crate::{
+    identity::{PeerAddr, PeerId},
+    net::at_former_port,
+};
 
 /// How long the ports that the door had may still be taken.
 const FORMER_PORT_WAIT: Duration = Duration::from_secs(2);
@@ -138,14 +139,9 @@ impl Shared {
             let (logs, secret) = (&self.logs, self.secret.clone());
             Self::open(logs, secret, options.clone(), kept, self.patience)
         };
-        // The sockets that were closed may take a moment.
-        let give_up = Instant::now() + FORMER_PORT_WAIT;
-        while options.bind == former.bind && Instant::now() < give_up {
-            if let Ok(opened) = again().await {
-                return Ok(opened);
-            }
-            sleep(FORMER_PORT_WAIT / 50).await;
+        match options.bind == former.bind {
+            true => at_former_port(FORMER_PORT_WAIT, again).await,
+            false => again().await,
         }
-        again().await
     }
 }

@@ -23,7 +23,6 @@ use iroh::{
         VarInt, presets,
     },
 };
-use tokio::time::{Instant, sleep};
 use zeroize::Zeroizing;
 
 #[cfg(feature = "mdns")]
@@ -34,7 +33,7 @@ pub(crate) use self::{
 };
 use crate::{
     identity::{PeerAddr, PeerId},
-    net::{RelayChoice, WireError},
+    net::{RelayChoice, WireError, at_former_port},
     sync::client::{self, FORMER_PORT_WAIT, Settings},
 };
 
@@ -133,16 +132,11 @@ impl Wire {
     /// An address cannot be bound, or the relay's URL is none.
     pub(crate) async fn bind(options: WireOptions) -> Result<Self, WireError> {
         if let Some(former) = options.former.at_former_ports(&options.bind) {
-            let give_up = Instant::now() + FORMER_PORT_WAIT;
-            loop {
-                match Self::bind_to(&options, former.clone()).await {
-                    Ok(wire) => return Ok(wire),
-                    // The former socket of this very process may be about to close.
-                    Err(_) if Instant::now() < give_up => sleep(FORMER_PORT_WAIT / 50).await,
-                    Err(_) => break,
-                }
+            let there = || Self::bind_to(&options, former.clone());
+            if let Ok(wire) = at_former_port(FORMER_PORT_WAIT, there).await {
+                return Ok(wire);
             }
-            tracing::info!(
+            tracing::warn!(
                 ?former,
                 "the port of the last time is taken; another one is used"
             );
