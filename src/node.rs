@@ -300,8 +300,12 @@ impl Node {
             tracing::warn!(%error, "where outsiders found this member cannot be read");
             None
         });
-        kept.and_then(|it| postcard::from_bytes(&it).ok())
-            .unwrap_or_default()
+        let read = kept.map(|it| postcard::from_bytes(&it)).transpose();
+        read.unwrap_or_else(|error| {
+            tracing::warn!(%error, "where outsiders found this member is damaged and left out");
+            None
+        })
+        .unwrap_or_default()
     }
 
     fn doors(&self) -> MutexGuard<'_, BTreeMap<GroupId, Sync>> {

@@ -262,8 +262,15 @@ impl Store {
 
     fn hint(&self, local: LocalGroup, tag: Tag) -> io::Result<Option<bytes::Bytes>> {
         let key = keys::meta(local.number(), tag);
-        let value = self.flusher().value(Family::Meta, &key)?;
-        Ok(value.and_then(|value| keys::unseal(&key, &value).map(bytes::Bytes::copy_from_slice)))
+        let Some(value) = self.flusher().value(Family::Meta, &key)? else {
+            return Ok(None);
+        };
+        let hint = keys::unseal(&key, &value).map(bytes::Bytes::copy_from_slice);
+        if hint.is_none() {
+            let (group, record) = (local.number(), tag as u8 as char);
+            tracing::warn!(group, %record, "a record of addresses is damaged and left out");
+        }
+        Ok(hint)
     }
 }
 
