@@ -104,12 +104,17 @@ impl MemberAddr {
         fits && self.ways.insert((transport, addr))
     }
 
-    /// All that is known of it in two places.
-    pub(crate) fn merge(&mut self, other: Self) {
-        self.quic.addrs.extend(other.quic.addrs);
-        self.quic.relay = other.quic.relay.or(self.quic.relay.take());
-        self.quic = self.quic.clone().capped();
-        for (name, addr) in other.ways {
+    /// Adds what was learned later. Where that is more than there may be, what was known before
+    /// makes room.
+    pub(crate) fn merge(&mut self, later: Self) {
+        let before = std::mem::replace(self, later);
+        for addr in before.quic.addrs {
+            if self.quic.addrs.len() < PeerAddr::ADDRS_MAX {
+                self.quic.addrs.insert(addr);
+            }
+        }
+        self.quic.relay = self.quic.relay.take().or(before.quic.relay);
+        for (name, addr) in before.ways {
             self.insert(name, addr);
         }
     }
@@ -143,5 +148,38 @@ impl fmt::Display for MemberAddr {
             write!(f, "{}{addr}", if first && nth == 0 { '@' } else { ',' })?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_learned_later_takes_the_place_of_what_was_known() {
+        let of = |from: u16, count: u16, relay: Option<&str>| {
+            let addrs = (from..from + count).map(|port| ([192, 0, 2, 1], port).into());
+            let mut quic = PeerAddr::new(PeerId::from_bytes([1; 32]), addrs);
+            quic.relay = relay.map(ToOwned::to_owned);
+            (from..from + count.min(8)).fold(MemberAddr::from(quic), |it, port| {
+                it.with("http", &format!("http://192.0.2.1:{port}"))
+            })
+        };
+        let all = PeerAddr::ADDRS_MAX as u16;
+        // Those that sort behind and those that sort before.
+        for (known, later) in [(100, 900), (900, 100)] {
+            let mut member = of(known, all, Some("https://a.example"));
+            let news = of(later, 3, Some("https://b.example"));
+            member.merge(news.clone());
+            assert_eq!(member.quic().relay, news.quic().relay);
+            assert_eq!(member.quic().addrs.len(), usize::from(all));
+            assert!(member.quic().addrs.is_superset(&news.quic().addrs));
+            assert_eq!(member.ways().count(), MemberAddr::WAYS_MAX);
+            assert!(member.ways.is_superset(&news.ways));
+            let nothing = MemberAddr::from(PeerAddr::new(member.peer(), []));
+            let before = member.clone();
+            member.merge(nothing);
+            assert_eq!(member, before);
+        }
     }
 }

@@ -353,7 +353,9 @@ mod tests {
             "emexdefseiczvl2ogfewhdc67caaaeaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
             "aaaaaaaaaaiayaaaeaibacekbdmq",
         );
-        assert_eq!(ticket(1, 1).to_string(), text);
+        let made = ticket(1, 1);
+        assert_eq!(made.to_string(), text);
+        assert_eq!(text.parse(), Ok(made), "and those that are kept are read");
     }
 
     fn with_ways(ticket: &LogTicket, ways: usize) -> LogTicket {
