@@ -87,7 +87,9 @@ pub enum PushOutcome {
         /// Its number in the topic's commit order.
         number: u64,
     },
-    /// It was not taken, and never will be as it is.
+    /// It was not taken, and the push has gone on with the next. [`PushRefused::rule`] says what to
+    /// do: most rules mean that this operation will never be taken as it is, so let it go, and what
+    /// its author signed on top of it.
     Refused(PushRefused),
 }
 
@@ -101,27 +103,30 @@ pub struct PushRefused {
     pub text: String,
 }
 
-/// The rule that a pushed operation breaks.
+/// The rule that a pushed operation breaks, and what to do about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PushRule {
-    /// A rule of its line: form, limits, signature, body.
+    /// A rule of its line: form, limits, signature, body. Never taken: the program that made it has
+    /// a fault, or it was changed on its way.
     Invalid,
-    /// Its log id is not the topic's.
+    /// Its log id is not the topic's. Push it into its own topic.
     OtherLog,
-    /// The author's log was taken out of the topic.
+    /// The author's log was taken out of the topic. Taken again once a member puts it back.
     Dissociated,
-    /// Operations before it are missing.
+    /// Operations before it are missing. Push those first, then this one again.
     Gap,
-    /// It continues or replaces another operation than the log's own.
+    /// It continues or replaces another operation than the log's own: its author has signed two for
+    /// one place. Never taken: pull the log, and sign anew on its end.
     Fork,
-    /// Its place is pruned.
+    /// Its place is pruned. Never taken, and nobody lacks it.
     Pruned,
-    /// The log has reached the last sequence number.
+    /// The log has reached the last sequence number. Never taken: begin a log of another author.
     LogFull,
-    /// The topic is not open.
+    /// The topic is not open. Taken once a member has opened it.
     Topic,
-    /// It is larger than one command of the group may be.
+    /// It is larger than one command of the group may be. Taken once the group allows more; or sign
+    /// it anew with a smaller body.
     TooLarge,
     /// A rule that this version does not know; the text says more.
     Other,
