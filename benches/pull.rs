@@ -41,7 +41,7 @@ async fn main() -> anyhow::Result<()> {
         ..LogServerOptions::default()
     };
     let served = logs.clone();
-    let admit = Arc::new(move |_, _| Ok(served.clone()));
+    let admit = Arc::new(move |_, _, _| Ok(served.clone()));
     let server = LogServer::open(options, admit).await?;
     let ticket = server.ticket([(topic, Line::V07)], []);
     println!("| checks | operations/s, median of {rounds} | signatures | load |");

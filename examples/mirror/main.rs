@@ -79,7 +79,7 @@ async fn demo() -> anyhow::Result<()> {
             transports: transports(),
             ..LogServerOptions::default()
         };
-        let admit = Arc::new(move |_, _| Ok(logs.clone()));
+        let admit = Arc::new(move |_, _, _| Ok(logs.clone()));
         servers.push(LogServer::open(options, admit).await?);
         nodes.push(node);
         groups.push(group);

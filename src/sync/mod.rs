@@ -10,6 +10,7 @@
 //!  serve/      a member's side: topics, peers, sessions, chunks
 //!  client/     our own client: pull and push, and the half that serves them
 //!  member_addr one member, and the ways to it
+//!  places      how many may be there at once, in all and of one peer
 //!  outsiders/  who of the peers that are no members may do what
 //!  ticket      where outsiders find a group's logs
 //!  guide       an always-on peer for your p2panda app
@@ -102,6 +103,7 @@ pub mod guide;
 mod member_addr;
 mod mount;
 mod outsiders;
+mod places;
 mod protocol;
 mod serve;
 mod session;
@@ -112,12 +114,12 @@ mod wire;
 pub use self::client::Http;
 pub use self::{
     client::{
-        AcceptFuture, Access, Admit, BadRun, Caller, ClientWatch, Denied, Dial, DialError,
-        DialFuture, Dialled, Have, Identity, Knock, ListenError, ListenFuture, Listener, LogServer,
-        LogServerOptions, MemberError, MemberFault, NotSynced, Place, Pull, PullHandle, PullStatus,
-        Puller, Push, PushHandle, PushOutcome, PushRefused, PushRule, PushStatus, Pushed, Pusher,
-        Quic, QuicDial, RunFault, Secret, ServeError, ServeLimits, ServerError, Transport,
-        Transports, pull, push, serve_logs,
+        AcceptFuture, Access, Admit, AdmitPeer, BadRun, Caller, ClientWatch, Denied, Dial,
+        DialError, DialFuture, Dialled, Have, Identity, Knock, ListenError, ListenFuture, Listener,
+        LogServer, LogServerOptions, MemberError, MemberFault, NotSynced, Place, Pull, PullHandle,
+        PullStatus, Puller, Push, PushHandle, PushOutcome, PushRefused, PushRule, PushStatus,
+        Pushed, Pusher, Quic, QuicDial, RunFault, Secret, ServeError, ServeLimits, ServerError,
+        Transport, Transports, pull, push, serve_logs,
     },
     member_addr::MemberAddr,
     mount::{Mount, MountError, MountHandle, MountOptions, Mounted, PeerEvent},

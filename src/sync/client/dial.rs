@@ -71,7 +71,7 @@ pub enum MemberFault {
         /// In words.
         why: String,
     },
-    /// Nothing was heard of it.
+    /// Nothing was heard of it, or less than 8 KiB a second.
     #[error("silent for {}s", after.as_secs_f32())]
     Silent {
         /// For how long.
@@ -122,6 +122,7 @@ impl From<StreamFault> for MemberFault {
     fn from(fault: StreamFault) -> Self {
         match fault {
             StreamFault::Broken(_) | StreamFault::CutOff => Self::lost(fault),
+            StreamFault::Still { after } => Self::Silent { after },
             StreamFault::Wire(_) => Self::protocol(fault),
         }
     }

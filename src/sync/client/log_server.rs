@@ -4,25 +4,29 @@ use std::{
     collections::BTreeMap,
     fmt,
     sync::{Arc, PoisonError, RwLock},
-    time::Duration,
 };
 
-use tokio::{sync::Semaphore, task::JoinHandle, time::timeout};
+use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
-    super::member_addr::{MemberAddr, QUIC},
+    super::{
+        member_addr::{MemberAddr, QUIC},
+        places::Places,
+    },
+    outcome::Denied,
     quic::Quic,
-    server::{Admit, ServeError, ServeLimits, serve_logs},
-    transport::{Caller, ListenError, Listener, Place, Secret, Transports},
+    server::{Access, Admit, ServeLimits, refuse, serve_carried},
+    transport::{Caller, Knock, ListenError, Listener, Place, Secret, Transport, Transports},
 };
 use crate::{
     identity::{PeerAddr, PeerId},
-    log_store::{Line, Topic},
+    log_store::{Line, Logs, Topic},
     sync::LogTicket,
 };
 
-/// How long a client's goodbye may take.
-const GOODBYE_WITHIN: Duration = Duration::from_secs(5);
+/// Clients that shake hands, or hear that there is no place, beside the sessions.
+const KNOCKS_MAX: usize = 64;
 
 /// How to open a [`LogServer`].
 #[derive(Clone, Debug)]
@@ -36,8 +40,10 @@ pub struct LogServerOptions {
     pub kept: BTreeMap<String, String>,
     /// The network that it is in. Default: BLAKE3("p2panda"), as of stock nodes.
     pub network: [u8; 32],
-    /// Sessions at once; further clients are turned away. Default 256.
+    /// Sessions at once; further clients are turned away, once they have proven a key. Default 256.
     pub sessions_max: usize,
+    /// Sessions at once with one client, by its key. Default 32.
+    pub sessions_of_peer_max: usize,
     /// What each session may cost.
     pub limits: ServeLimits,
 }
@@ -50,18 +56,25 @@ impl Default for LogServerOptions {
             kept: BTreeMap::new(),
             network: *blake3::hash(b"p2panda").as_bytes(),
             sessions_max: 256,
+            sessions_of_peer_max: 32,
             limits: ServeLimits::default(),
         }
     }
 }
 
+/// Which logs hold a topic, if the client that has proven this name may have that access to it.
+pub type AdmitPeer = Arc<dyn Fn(PeerId, Topic, Access) -> Result<Logs, Denied> + Send + Sync>;
+
 /// Serves [`pull()`](super::pull()) and [`push()`](super::push()), and nothing else, on sockets of
-/// its own. Which topics to whom is the caller's [`Admit`] to say.
+/// its own. Which topics to whom is the caller's [`AdmitPeer`] to say.
+///
+/// Dropping it ends everything, and waits for nothing: [`LogServer::close`] does.
 pub struct LogServer {
     peer: PeerId,
     network: [u8; 32],
     listeners: Listeners,
-    accepting: Vec<JoinHandle<()>>,
+    stop: CancellationToken,
+    accepting: Vec<AbortOnDropHandle<()>>,
 }
 
 impl LogServer {
@@ -69,7 +82,7 @@ impl LogServer {
     ///
     /// # Errors
     /// One of the transports cannot listen.
-    pub async fn open(options: LogServerOptions, logs: Admit) -> Result<Self, ServerError> {
+    pub async fn open(options: LogServerOptions, admit: AdmitPeer) -> Result<Self, ServerError> {
         let peer = options.secret.peer();
         let network = options.network;
         let place = Place {
@@ -83,17 +96,24 @@ impl LogServer {
             transport,
             why: why.to_string(),
         })?;
-        let sessions = Arc::new(Semaphore::new(options.sessions_max));
-        let limits = Arc::new(options.limits);
+        let knocks = options.sessions_max.saturating_add(KNOCKS_MAX);
+        let serving = Arc::new(Serving {
+            admit,
+            limits: options.limits,
+            knocks: Arc::new(Semaphore::new(knocks.min(Semaphore::MAX_PERMITS))),
+            sessions: Places::new(options.sessions_max, options.sessions_of_peer_max),
+        });
+        let stop = CancellationToken::new();
         let accepting = listeners.all().into_iter().map(|(_, listener)| {
-            let (logs, limits) = (Arc::clone(&logs), Arc::clone(&limits));
-            tokio::spawn(accept(listener, logs, limits, Arc::clone(&sessions)))
+            let accepting = accept(listener, Arc::clone(&serving), stop.clone());
+            AbortOnDropHandle::new(tokio::spawn(accepting))
         });
         let accepting = accepting.collect();
         Ok(Self {
             peer,
             network,
             listeners,
+            stop,
             accepting,
         })
     }
@@ -128,20 +148,15 @@ impl LogServer {
         LogTicket::new(self.network, topics, members)
     }
 
-    /// Ends every session and gives the sockets back.
-    pub async fn close(self) {
-        for accepting in &self.accepting {
-            accepting.abort();
+    /// Ends every session and gives the sockets back. When it returns, nothing of the server runs
+    /// any more, and what its [`AdmitPeer`] held is let go of.
+    pub async fn close(mut self) {
+        self.stop.cancel();
+        for accepting in std::mem::take(&mut self.accepting) {
+            // One that has panicked has ended, too.
+            let _ = accepting.await;
         }
         self.listeners.close().await;
-    }
-}
-
-impl Drop for LogServer {
-    fn drop(&mut self) {
-        for accepting in &self.accepting {
-            accepting.abort();
-        }
     }
 }
 
@@ -181,11 +196,7 @@ impl Listeners {
     ) -> Result<Self, (String, ListenError)> {
         let opened = Self::default();
         for (name, transport) in transports.iter() {
-            let place = Place {
-                kept: kept.get(name).cloned(),
-                ..place.clone()
-            };
-            match transport.listen(place).await {
+            match listen(name, transport, place, kept.get(name).cloned()).await {
                 Ok(listener) => {
                     let mut all = opened.0.write().unwrap_or_else(PoisonError::into_inner);
                     all.insert(name.to_owned(), listener.into());
@@ -239,46 +250,90 @@ impl Listeners {
     }
 }
 
-/// Whether something was said last that the client may still read.
-pub(crate) fn said_goodbye(served: &Result<(), ServeError>) -> bool {
-    !matches!(
-        served,
-        Err(ServeError::Stalled | ServeError::Lost { .. } | ServeError::QuorumLost)
-    )
+/// Listens where it was the last time; where that cannot be, as where what was kept is damaged,
+/// somewhere else: the member's name stays, and so do the ways of the other transports.
+async fn listen(
+    name: &str,
+    transport: &Arc<dyn Transport>,
+    place: &Place,
+    kept: Option<String>,
+) -> Result<Box<dyn Listener>, ListenError> {
+    let anew = || transport.listen(place.clone());
+    let Some(kept) = kept else {
+        return anew().await;
+    };
+    let former = Place {
+        kept: Some(kept),
+        ..place.clone()
+    };
+    match transport.listen(former).await {
+        Ok(listener) => Ok(listener),
+        Err(why) => {
+            tracing::warn!(
+                transport = name,
+                %why,
+                "cannot listen as what was kept of the last time says; without it, clients may \
+                 not find this member where it was"
+            );
+            anew().await
+        }
+    }
 }
 
-/// Accepts until the listener is closed; its sessions end with it.
-async fn accept(
-    listener: Arc<dyn Listener>,
-    logs: Admit,
-    limits: Arc<ServeLimits>,
-    sessions: Arc<Semaphore>,
-) {
-    let mut serving = tokio::task::JoinSet::new();
-    while let Some(knock) = listener.accept().await {
-        while serving.try_join_next().is_some() {}
-        let Ok(session) = Arc::clone(&sessions).try_acquire_owned() else {
+/// What all sessions share.
+struct Serving {
+    admit: AdmitPeer,
+    limits: ServeLimits,
+    knocks: Arc<Semaphore>,
+    sessions: Arc<Places>,
+}
+
+/// Accepts until the listener is closed, or the server; the sessions have ended when it has.
+async fn accept(listener: Arc<dyn Listener>, serving: Arc<Serving>, stop: CancellationToken) {
+    let mut sessions = JoinSet::new();
+    loop {
+        let knock = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            knock = listener.accept() => knock,
+        };
+        let Some(knock) = knock else { break };
+        while sessions.try_join_next().is_some() {}
+        // A stranger takes no place of a session, and those that there may be are few.
+        let Ok(room) = Arc::clone(&serving.knocks).try_acquire_owned() else {
             continue;
         };
-        let (logs, limits) = (Arc::clone(&logs), Arc::clone(&limits));
-        serving.spawn(async move {
-            let caller = match timeout(limits.request_within, knock).await {
-                Ok(Ok(caller)) => caller,
-                Ok(Err(error)) => return tracing::debug!(%error, "a client was not let in"),
-                Err(_) => return tracing::debug!("a client took too long to come in"),
-            };
-            let Caller {
-                read, write, gone, ..
-            } = caller;
-            let served = serve_logs((read, write), &logs, &limits).await;
-            if let Err(error) = &served {
-                tracing::debug!(%error, "a client's session ended early");
-            }
-            if said_goodbye(&served) {
-                // The last words are on their way.
-                let _ = timeout(GOODBYE_WITHIN, gone).await;
-            }
-            drop(session);
+        let serving = Arc::clone(&serving);
+        sessions.spawn(async move {
+            serving.let_in(knock).await;
+            drop(room);
         });
+    }
+    sessions.shutdown().await;
+}
+
+impl Serving {
+    async fn let_in(&self, knock: Knock) {
+        let caller = match timeout(self.limits.request_within, knock).await {
+            Ok(Ok(caller)) => caller,
+            Ok(Err(error)) => return tracing::debug!(%error, "a client was not let in"),
+            Err(_) => return tracing::debug!("a client took too long to come in"),
+        };
+        let Caller {
+            peer,
+            read,
+            write,
+            gone,
+        } = caller;
+        let Some(_place) = self.sessions.take(peer) else {
+            tracing::debug!(peer = %peer.short(), "a client has found no place");
+            return refuse((read, write), Denied::OverQuota, gone).await;
+        };
+        let admit = Arc::clone(&self.admit);
+        let admit: Admit = Arc::new(move |topic, access| admit(peer, topic, access));
+        let served = serve_carried((read, write), &admit, &self.limits, None, gone).await;
+        if let Err(error) = &served {
+            tracing::debug!(peer = %peer.short(), %error, "a client's session ended early");
+        }
     }
 }

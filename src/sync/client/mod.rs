@@ -5,6 +5,7 @@
 //!  pull, push     the handles: tasks that go from member to member and never give up silently
 //!  transport      what carries it, by name: a trait for each side, in quic and http
 //!  dial           the way to a member, and what can go wrong with one
+//!  reach          whom a client asks and how, for both
 //!  chain, retry   what is checked of what comes, and who is asked next: no I/O, no clock
 //!  frames, stream the messages as bytes, and whole messages over any byte stream
 //!  server         the member's half; log_server is that half alone, on sockets of its own
@@ -21,6 +22,7 @@ mod outcome;
 mod pull;
 mod push;
 mod quic;
+mod reach;
 mod retry;
 mod server;
 mod settings;
@@ -36,7 +38,7 @@ pub use self::{
     chain::{BadRun, RunFault},
     dial::{Dial, DialError, DialFuture, Dialled, MemberError, MemberFault},
     have::Have,
-    log_server::{LogServer, LogServerOptions, ServerError},
+    log_server::{AdmitPeer, LogServer, LogServerOptions, ServerError},
     outcome::{Denied, PushOutcome, PushRefused, PushRule},
     pull::{NotSynced, Pull, PullHandle, Puller, pull},
     push::{Push, PushHandle, Pushed, Pusher, push},
@@ -49,8 +51,8 @@ pub use self::{
     },
 };
 pub(crate) use self::{
-    log_server::{Listeners, said_goodbye},
+    log_server::Listeners,
     quic::{FORMER_PORT_WAIT, alpn},
-    server::{Meter, serve_metered},
+    server::{Meter, serve_carried},
     settings::Settings,
 };

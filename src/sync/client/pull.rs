@@ -4,30 +4,29 @@ mod session;
 
 use std::{
     collections::VecDeque,
-    fmt,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll, ready},
     time::{Duration, SystemTime},
 };
 
 use futures_util::Stream;
 use tokio::{
-    sync::{Notify, mpsc, watch},
+    sync::{mpsc, watch},
     task::JoinHandle,
-    time::{sleep, timeout},
+    time::timeout,
 };
 
 use self::session::Session;
 use super::{
-    dial::{Dial, MemberError, MemberFault},
+    dial::Dial,
     have::Have,
-    retry::Rotation,
+    reach::{Members, Reach, Road, Way, reach_settings},
     status::{ClientWatch, PullStatus},
-    transport::{Identity, Secret, Transports},
+    transport::{Secret, Transports},
 };
 use crate::{
-    log_store::{Line, Operation, Topic},
+    log_store::{Operation, Topic},
     sync::{LogTicket, MemberAddr},
 };
 
@@ -66,54 +65,10 @@ pub fn pull(ticket: &LogTicket, topic: Topic, have: Have) -> Puller {
 /// The settings of a pull.
 #[derive(Clone, Debug)]
 pub struct Pull {
-    topic: Topic,
-    line: Option<Line>,
+    reach: Reach,
     have: Have,
-    members: Vec<MemberAddr>,
-    network: [u8; 32],
-    secret: Secret,
-    way: Way,
-    pace: Pace,
     follow: bool,
     verify_all: bool,
-}
-
-/// How members are reached.
-#[derive(Clone, Debug)]
-pub(crate) enum Way {
-    Through(Transports),
-    Over(Arc<dyn Dial>),
-}
-
-impl Way {
-    pub(crate) fn dial(self, network: [u8; 32], secret: Secret) -> Arc<dyn Dial> {
-        match self {
-            Self::Through(transports) => transports.dialler(&Identity { network, secret }),
-            Self::Over(dial) => dial,
-        }
-    }
-}
-
-/// How long a client waits for members.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Pace {
-    pub(crate) dial_within: Duration,
-    pub(crate) silent_after: Duration,
-    pub(crate) retry_min: Duration,
-    pub(crate) retry_max: Duration,
-    pub(crate) in_order: bool,
-}
-
-impl Default for Pace {
-    fn default() -> Self {
-        Self {
-            dial_within: Duration::from_secs(3),
-            silent_after: Duration::from_secs(15),
-            retry_min: Duration::from_millis(100),
-            retry_max: Duration::from_secs(30),
-            in_order: false,
-        }
-    }
 }
 
 impl Pull {
@@ -121,14 +76,8 @@ impl Pull {
     #[must_use]
     pub fn new(ticket: &LogTicket, topic: Topic, have: Have) -> Self {
         Self {
-            topic,
-            line: ticket.topics().get(&topic).copied(),
+            reach: Reach::new(ticket, topic),
             have,
-            members: ticket.members().to_vec(),
-            network: ticket.network(),
-            secret: Secret::generate(),
-            way: Way::Through(Transports::default()),
-            pace: Pace::default(),
             follow: true,
             verify_all: false,
         }
@@ -149,58 +98,14 @@ impl Pull {
         self
     }
 
-    /// Asks the ticket's members in their order. By default a random one is asked first, so that
-    /// clients spread over them.
-    #[must_use]
-    pub fn in_order(mut self) -> Self {
-        self.pace.in_order = true;
-        self
-    }
-
-    /// The transports by which members are reached, instead of all that there are
-    /// ([`Transports::default`]).
-    #[must_use]
-    pub fn through(mut self, transports: Transports) -> Self {
-        self.way = Way::Through(transports);
-        self
-    }
-
-    /// Under this secret key: for topics that admit peers by their name, which is its public half
-    /// ([`Secret::peer`]). By default under a new one.
-    #[must_use]
-    pub fn with_key(mut self, secret: impl Into<Secret>) -> Self {
-        self.secret = secret.into();
-        self
-    }
-
-    /// Goes a way of the program's own instead of transports.
-    #[must_use]
-    pub fn over(mut self, dial: Arc<dyn Dial>) -> Self {
-        self.way = Way::Over(dial);
-        self
-    }
-
-    /// How long one dial may take. Default 3 s.
-    #[must_use]
-    pub fn dial_within(mut self, time: Duration) -> Self {
-        self.pace.dial_within = time;
-        self
-    }
-
-    /// The silence after which another member is asked: more than the 5 s after which a member says
-    /// that there is no news. Default 15 s.
-    #[must_use]
-    pub fn silent_after(mut self, time: Duration) -> Self {
-        self.pace.silent_after = time;
-        self
-    }
-
-    /// The pause after the first round in which every member failed, and the longest; it doubles,
-    /// with jitter. Default 100 ms and 30 s.
-    #[must_use]
-    pub fn retry(mut self, min: Duration, max: Duration) -> Self {
-        (self.pace.retry_min, self.pace.retry_max) = (min, max);
-        self
+    reach_settings! {
+        /// The silence after which another member is asked: more than the 5 s after which a member
+        /// says that there is no news. Default 15 s. A member from which something comes is not
+        /// silent, unless it is less than 8 KiB a second of one message.
+        ///
+        /// So a member that hangs, its sockets open, costs 15 s at most, and then 3 s for each
+        /// further one that hangs, until the next one sends; over QUIC, where a connection that is
+        /// silent for 10 s is given up, 10 s.
     }
 
     /// Begins to pull.
@@ -212,25 +117,23 @@ impl Pull {
         let (status, watch) = watch::channel(PullStatus::default());
         let status = Arc::new(status);
         let (give, taken) = mpsc::channel(RUNS_WAITING);
-        let mut rotation = Rotation::new(self.members, self.pace.retry_min, self.pace.retry_max);
-        if !self.pace.in_order {
-            rotation.begin_at(rand::random::<u16>().into());
-        }
-        let members = Arc::new(Members::new(rotation));
+        let (topic, line) = (self.reach.topic, self.reach.line);
+        let silent_after = self.reach.silent_after;
+        let road = self.reach.road();
+        let members = Arc::clone(&road.members);
         let task = Task {
             session: Session {
-                topic: self.topic,
-                line: self.line,
+                topic,
+                line,
                 have: self.have,
                 follow: self.follow,
                 verify_all: self.verify_all,
-                silent_after: self.pace.silent_after,
+                silent_after,
                 give,
                 status: Arc::clone(&status),
                 members: Arc::clone(&members),
             },
-            dial: self.way.dial(self.network, self.secret),
-            pace: self.pace,
+            road,
         };
         Puller {
             ready: VecDeque::new(),
@@ -242,84 +145,28 @@ impl Pull {
     }
 }
 
-/// Members that the task goes through, and that others add to.
-pub(crate) struct Members {
-    rotation: Mutex<Rotation>,
-    added: Notify,
-}
-
-impl Members {
-    pub(crate) fn new(rotation: Rotation) -> Self {
-        Self {
-            rotation: Mutex::new(rotation),
-            added: Notify::new(),
-        }
-    }
-
-    pub(crate) fn add(&self, addr: MemberAddr) {
-        self.with(|it| it.add(addr));
-        self.added.notify_one();
-    }
-
-    pub(crate) fn with<R>(&self, act: impl FnOnce(&mut Rotation) -> R) -> R {
-        act(&mut self.rotation.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Waits for so long, or until there is a new address.
-    pub(crate) async fn pause(&self, time: Duration) {
-        if time.is_zero() {
-            // A task that fails without ever waiting would keep others from running.
-            tokio::task::yield_now().await;
-            return;
-        }
-        tokio::select! {
-            () = sleep(time) => {}
-            () = self.added.notified() => {}
-        }
-    }
-}
-
-impl fmt::Debug for Members {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Members").finish_non_exhaustive()
-    }
-}
-
 struct Task {
     session: Session,
-    dial: Arc<dyn Dial>,
-    pace: Pace,
+    road: Road,
 }
 
 impl Task {
     async fn run(mut self) {
         while !self.session.give.is_closed() {
-            let member = self.session.members.with(|it| it.current().cloned());
-            let Some(member) = member else {
-                self.session.members.pause(self.pace.retry_max).await;
-                continue;
-            };
-            let ended = match timeout(self.pace.dial_within, self.dial.dial(&member)).await {
-                Err(_) => Err(MemberFault::Silent {
-                    after: self.pace.dial_within,
-                }),
-                Ok(Err(why)) => Err(MemberFault::Unreachable(why)),
-                Ok(Ok(dialled)) => self.session.run(member.peer(), dialled).await,
+            let member = self.road.next().await;
+            let ended = match self.road.dial(&member).await {
+                Ok(dialled) => self.session.run(member.peer(), dialled).await,
+                Err(fault) => Err(fault),
             };
             let Err(fault) = ended else { return };
-            tracing::debug!(member = %member, %fault, "a pull goes on with the next member");
-            let error = MemberError {
-                member: member.peer(),
-                fault,
-            };
+            let (error, pause) = self.road.failed(&member, fault);
             self.session.status.send_modify(|it| {
                 it.member = None;
                 it.complete = false;
                 it.failures += 1;
                 it.last_error = Some(error);
             });
-            let pause = self.session.members.with(|it| it.failed(rand::random()));
-            self.session.members.pause(pause).await;
+            self.road.members.pause(pause).await;
         }
     }
 }

@@ -14,20 +14,18 @@ use futures_util::Stream;
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
-    time::timeout,
 };
 
 use self::session::{Session, Source};
 use super::{
-    dial::{Dial, MemberError, MemberFault},
+    dial::Dial,
     outcome::PushOutcome,
-    pull::{Members, Pace, Way},
-    retry::Rotation,
+    reach::{Members, Reach, Road, Way, reach_settings},
     status::{ClientWatch, PushStatus},
     transport::{Secret, Transports},
 };
 use crate::{
-    log_store::{Author, Line, Operation, OperationId, Topic},
+    log_store::{Author, Operation, OperationId, Topic},
     sync::{LogTicket, MemberAddr},
 };
 
@@ -73,13 +71,7 @@ where
 /// The settings of a push.
 #[derive(Clone, Debug)]
 pub struct Push {
-    topic: Topic,
-    line: Option<Line>,
-    members: Vec<MemberAddr>,
-    network: [u8; 32],
-    secret: Secret,
-    way: Way,
-    pace: Pace,
+    reach: Reach,
 }
 
 impl Push {
@@ -87,67 +79,13 @@ impl Push {
     #[must_use]
     pub fn new(ticket: &LogTicket, topic: Topic) -> Self {
         Self {
-            topic,
-            line: ticket.topics().get(&topic).copied(),
-            members: ticket.members().to_vec(),
-            network: ticket.network(),
-            secret: Secret::generate(),
-            way: Way::Through(Transports::default()),
-            pace: Pace::default(),
+            reach: Reach::new(ticket, topic),
         }
     }
 
-    /// Asks the ticket's members in their order. By default a random one is asked first, so that
-    /// clients spread over them.
-    #[must_use]
-    pub fn in_order(mut self) -> Self {
-        self.pace.in_order = true;
-        self
-    }
-
-    /// The transports by which members are reached, instead of all that there are
-    /// ([`Transports::default`]).
-    #[must_use]
-    pub fn through(mut self, transports: Transports) -> Self {
-        self.way = Way::Through(transports);
-        self
-    }
-
-    /// Under this secret key: for topics that admit peers by their name, which is its public half
-    /// ([`Secret::peer`]). By default under a new one.
-    #[must_use]
-    pub fn with_key(mut self, secret: impl Into<Secret>) -> Self {
-        self.secret = secret.into();
-        self
-    }
-
-    /// Goes a way of the program's own instead of transports.
-    #[must_use]
-    pub fn over(mut self, dial: Arc<dyn Dial>) -> Self {
-        self.way = Way::Over(dial);
-        self
-    }
-
-    /// How long one dial may take. Default 3 s.
-    #[must_use]
-    pub fn dial_within(mut self, time: Duration) -> Self {
-        self.pace.dial_within = time;
-        self
-    }
-
-    /// How long an answer may take before another member is asked. Default 15 s.
-    #[must_use]
-    pub fn silent_after(mut self, time: Duration) -> Self {
-        self.pace.silent_after = time;
-        self
-    }
-
-    /// The pause after the first round in which every member failed, and the longest; it doubles,
-    /// with jitter. Default 100 ms and 30 s.
-    #[must_use]
-    pub fn retry(mut self, min: Duration, max: Duration) -> Self {
-        (self.pace.retry_min, self.pace.retry_max) = (min, max);
-        self
+    reach_settings! {
+        /// How long an answer may take before another member is asked: this, and what its batch of
+        /// at most 1 MiB, or of one operation, needs at 8 KiB a second. Default 15 s.
     }
 
     /// Begins to push.
@@ -161,25 +99,23 @@ impl Push {
     {
         let (status, watch) = watch::channel(PushStatus::default());
         let (give, answers) = mpsc::channel(ANSWERS_WAITING);
-        let mut rotation = Rotation::new(self.members, self.pace.retry_min, self.pace.retry_max);
-        if !self.pace.in_order {
-            rotation.begin_at(rand::random::<u16>().into());
-        }
-        let members = Arc::new(Members::new(rotation));
+        let (topic, line) = (self.reach.topic, self.reach.line);
+        let silent_after = self.reach.silent_after;
+        let road = self.reach.road();
+        let members = Arc::clone(&road.members);
         let task = Task {
             session: Session {
-                topic: self.topic,
-                line: self.line,
+                topic,
+                line,
                 source: Source::new(Box::pin(operations)),
                 under_way: VecDeque::new(),
                 next: 0,
-                silent_after: self.pace.silent_after,
+                silent_after,
                 give,
                 status,
                 members: Arc::clone(&members),
             },
-            dial: self.way.dial(self.network, self.secret),
-            pace: self.pace,
+            road,
         };
         Pusher {
             ready: VecDeque::new(),
@@ -192,8 +128,7 @@ impl Push {
 
 struct Task {
     session: Session,
-    dial: Arc<dyn Dial>,
-    pace: Pace,
+    road: Road,
 }
 
 impl Task {
@@ -204,31 +139,19 @@ impl Task {
                 self.session.status.send_modify(|it| it.complete = true);
                 return;
             }
-            let member = self.session.members.with(|it| it.current().cloned());
-            let Some(member) = member else {
-                self.session.members.pause(self.pace.retry_max).await;
-                continue;
-            };
-            let ended = match timeout(self.pace.dial_within, self.dial.dial(&member)).await {
-                Err(_) => Err(MemberFault::Silent {
-                    after: self.pace.dial_within,
-                }),
-                Ok(Err(why)) => Err(MemberFault::Unreachable(why)),
-                Ok(Ok(dialled)) => self.session.run(member.peer(), dialled).await,
+            let member = self.road.next().await;
+            let ended = match self.road.dial(&member).await {
+                Ok(dialled) => self.session.run(member.peer(), dialled).await,
+                Err(fault) => Err(fault),
             };
             let Err(fault) = ended else { continue };
-            tracing::debug!(member = %member, %fault, "a push goes on with the next member");
-            let error = MemberError {
-                member: member.peer(),
-                fault,
-            };
+            let (error, pause) = self.road.failed(&member, fault);
             self.session.status.send_modify(|it| {
                 it.member = None;
                 it.failures += 1;
                 it.last_error = Some(error);
             });
-            let pause = self.session.members.with(|it| it.failed(rand::random()));
-            self.session.members.pause(pause).await;
+            self.road.members.pause(pause).await;
         }
     }
 }

@@ -15,7 +15,8 @@ use std::{
 };
 
 use iroh::{
-    Endpoint, EndpointAddr, EndpointId, RelayMode, SecretKey, TransportAddr,
+    Endpoint, EndpointAddr, EndpointId, RelayConfig, RelayMap, RelayMode, RelayUrl, SecretKey,
+    TransportAddr,
     endpoint::{
         ConnectOptions, Incoming, NetReportConfig, PortmapperConfig, QuicTransportConfig,
         RecvStream, VarInt, presets,
@@ -24,19 +25,22 @@ use iroh::{
 use tokio::{
     io::{AsyncRead, ReadBuf},
     sync::OnceCell,
-    time::{Instant, sleep},
 };
 
 use super::{
     super::member_addr::MemberAddr,
     dial::{Dial, DialError, DialFuture, Dialled},
+    server::ON_ITS_WAY,
     settings::Settings,
     transport::{
         AcceptFuture, Caller, Identity, ListenError, ListenFuture, Listener, Place, Secret,
         Transport,
     },
 };
-use crate::identity::{PeerAddr, PeerId};
+use crate::{
+    identity::{PeerAddr, PeerId},
+    net::at_former_port,
+};
 
 const PROTOCOL: &str = "quorate/logs/1";
 /// Silence after which a connection is gone.
@@ -46,6 +50,12 @@ const KEEP_ALIVE: Duration = Duration::from_secs(3);
 const WINDOW: u32 = 2 * 1024 * 1024;
 /// Bytes on their way to the other end without its acknowledgement.
 const SEND_WINDOW: u64 = 4 * 1024 * 1024;
+
+const _: () = assert!(
+    SEND_WINDOW as usize <= ON_ITS_WAY,
+    "what is on its way has the time that it needs"
+);
+
 /// How long a port that was kept may still be taken.
 pub(crate) const FORMER_PORT_WAIT: Duration = Duration::from_secs(1);
 /// Any free port of every IPv4 interface.
@@ -149,13 +159,17 @@ impl QuicDial {
     }
 
     async fn connect(&self, member: &PeerAddr) -> Result<Dialled, DialError> {
-        let relay = member.relay.as_deref();
         let secret = SecretKey::from_bytes(self.identity.secret.bytes());
         let socket = self.socket.get_or_try_init(|| async {
-            let endpoint = bind(secret, self.bind, Vec::new(), relay).await?;
-            Ok::<_, DialError>(Arc::new(Socket(endpoint)))
+            let relays = RelayMap::empty();
+            let mode = RelayMode::Custom(relays.clone());
+            let endpoint = bind(secret, self.bind, Vec::new(), mode).await?;
+            Ok::<_, DialError>(Arc::new(Socket(endpoint, relays)))
         });
         let socket = Arc::clone(socket.await?);
+        if let Some(relay) = &member.relay {
+            socket.uses(relay.parse().map_err(DialError::new)?).await;
+        }
         let options = ConnectOptions::new().with_transport_config(transport_config(0));
         let to = endpoint_addr(member)?;
         let alpn = alpn(&self.identity.network);
@@ -175,7 +189,17 @@ impl QuicDial {
 
 /// A client's socket, for as long as somebody dials or reads with it. Then it is closed, so that
 /// members hear of the end at once.
-struct Socket(Endpoint);
+struct Socket(Endpoint, RelayMap);
+
+impl Socket {
+    /// Goes through this relay, too. Each member has its own; without any, no server is asked.
+    async fn uses(&self, relay: RelayUrl) {
+        if !self.1.contains(&relay) {
+            let config = Arc::new(RelayConfig::from(relay.clone()));
+            self.0.insert_relay(relay, config).await;
+        }
+    }
+}
 
 impl Drop for Socket {
     fn drop(&mut self) {
@@ -221,23 +245,23 @@ struct QuicListener {
 
 impl QuicListener {
     async fn open(wanted: Option<SocketAddr>, place: &Place) -> Result<Self, ListenError> {
-        let kept = Settings::read(place.kept.as_deref());
+        let kept = Settings::read(place.kept.as_deref(), |_| true);
         let mut failed = None;
         for addr in kept.places(wanted, ANYWHERE) {
-            let give_up = Instant::now() + FORMER_PORT_WAIT;
-            loop {
+            let there = || {
                 let alpns = vec![alpn(&place.network)];
                 let secret = SecretKey::from_bytes(place.secret.bytes());
-                match bind(secret, addr, alpns, None).await {
-                    Ok(endpoint) => return Ok(Self { endpoint }),
-                    // The former socket of this very process may be about to close.
-                    Err(_) if kept.bind.contains(&addr) && Instant::now() < give_up => {
-                        sleep(FORMER_PORT_WAIT / 50).await;
-                    }
-                    Err(why) => {
-                        failed = Some(ListenError::new(format_args!("{addr}: {why}")));
-                        break;
-                    }
+                bind(secret, addr, alpns, RelayMode::Disabled)
+            };
+            let bound = match kept.bind.contains(&addr) {
+                true => at_former_port(FORMER_PORT_WAIT, there).await,
+                false => there().await,
+            };
+            match bound {
+                Ok(endpoint) => return Ok(Self { endpoint }),
+                Err(why) => {
+                    tracing::warn!(%addr, %why, "cannot listen there");
+                    failed = Some(ListenError::new(format_args!("{addr}: {why}")));
                 }
             }
         }
@@ -311,12 +335,8 @@ async fn bind(
     secret: SecretKey,
     to: SocketAddr,
     alpns: Vec<Vec<u8>>,
-    relay: Option<&str>,
+    relay: RelayMode,
 ) -> Result<Endpoint, DialError> {
-    let relay = match relay {
-        None => RelayMode::Disabled,
-        Some(url) => RelayMode::custom([url.parse().map_err(DialError::new)?]),
-    };
     let mut builder = Endpoint::builder(presets::Minimal)
         .secret_key(secret)
         .alpns(alpns)
@@ -355,4 +375,37 @@ fn endpoint_addr(addr: &PeerAddr) -> Result<EndpointAddr, DialError> {
         Some(relay) => to.with_relay_url(relay.parse().map_err(DialError::new)?),
         None => to,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{net::TcpListener, time::timeout};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn each_member_is_reached_through_its_own_relay() {
+        let dial = QuicDial::bound_to([4; 32], ([127, 0, 0, 1], 0).into());
+        let member = |relay: Option<String>| {
+            let mut addr = PeerAddr::new(Secret::generate().peer(), []);
+            addr.relay = relay;
+            addr
+        };
+        // The first one has none, and nobody is there.
+        let first = timeout(Duration::from_millis(50), dial.connect(&member(None))).await;
+        assert!(!matches!(first, Ok(Ok(_))));
+        for _ in 0..2 {
+            let relay = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+            let url = format!("http://{}", relay.local_addr().expect("it is bound"));
+            let there = member(Some(url));
+            let asked = async {
+                tokio::select! {
+                    asked = relay.accept() => asked.map(drop),
+                    _ = dial.connect(&there) => std::future::pending().await,
+                }
+            };
+            let asked = timeout(Duration::from_secs(30), asked).await;
+            assert!(asked.is_ok(), "the relay of a later member is not asked");
+        }
+    }
 }

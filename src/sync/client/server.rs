@@ -21,14 +21,18 @@ use tokio::{
 use super::{
     frames::{FRAME_MAX, Frame, LOGS_MAX},
     outcome::Denied,
-    stream::{self, FrameReader, StreamFault},
+    stream::{self, FrameReader, StreamFault, at_slowest},
 };
 use crate::log_store::{LogError, Logs, Topic};
 
 /// What one session may cost, and how long it may keep still.
+///
+/// A slow link is no fault: these times are about something moving, be it a byte. Only who moves
+/// less than 8 KiB a second of one message for longer than such a time is taken for one that keeps
+/// still.
 #[derive(Clone, Debug)]
 pub struct ServeLimits {
-    /// How long a client may take to say what it wants. Default 10 s.
+    /// How long a client that says what it wants may pause. Default 10 s.
     pub request_within: Duration,
     /// How long the group may take to confirm what is committed. Default 2 s.
     pub confirm_within: Duration,
@@ -90,6 +94,59 @@ where
     serve_metered(stream, logs, limits, None).await
 }
 
+/// As [`serve_metered`], and until the client has what was said last. `gone` is ready once it has
+/// that, and before only if it will never be heard of again: then the session ends.
+pub(crate) async fn serve_carried<R, W>(
+    stream: (R, W),
+    logs: &Admit,
+    limits: &ServeLimits,
+    meter: Option<&Meter>,
+    gone: impl Future<Output = ()> + Send,
+) -> Result<(), ServeError>
+where
+    R: AsyncRead + Unpin + Send,
+    W: AsyncWrite + Unpin + Send,
+{
+    tokio::pin!(gone);
+    let served = tokio::select! {
+        biased;
+        served = serve_metered(stream, logs, limits, meter) => served,
+        () = &mut gone => return Err(ServeError::Lost {
+            why: "it has closed the connection".to_owned(),
+        }),
+    };
+    if let Some(within) = goodbye_within(&served) {
+        let _ = timeout(within, gone).await;
+    }
+    served
+}
+
+/// How long the client may take to read what was said last, and to leave; `None` if it is not
+/// waited for.
+fn goodbye_within(served: &Result<(), ServeError>) -> Option<Duration> {
+    match served {
+        Ok(()) => Some(GOODBYE.saturating_add(at_slowest(ON_ITS_WAY))),
+        Err(ServeError::Stalled | ServeError::Lost { .. } | ServeError::QuorumLost) => None,
+        Err(_) => Some(GOODBYE),
+    }
+}
+
+/// Turns a client away whose stream there is no place to serve.
+pub(crate) async fn refuse<R, W: AsyncWrite + Unpin>(
+    (read, mut write): (R, W),
+    why: Denied,
+    gone: impl Future<Output = ()>,
+) {
+    tell(&mut write, &ServeError::denied(why)).await;
+    drop((read, write));
+    let _ = timeout(GOODBYE, gone).await;
+}
+
+/// How long a client's goodbye may take, once it has all that was sent.
+const GOODBYE: Duration = Duration::from_secs(5);
+/// What a stream may have taken that the client has not: what the windows of a transport hold.
+pub(crate) const ON_ITS_WAY: usize = 4 * 1024 * 1024;
+
 /// Told how many operations and bytes a client has pushed, says how long it is to wait with more.
 pub(crate) type Meter = Arc<dyn Fn(usize, usize) -> Duration + Send + Sync>;
 
@@ -106,19 +163,25 @@ where
 {
     let mut reader = FrameReader::new(read, FRAME_MAX);
     let served = session(&mut reader, &mut write, (logs, meter), limits).await;
-    if let Err(error) = &served
-        && let Some((why, text)) = error.told()
-    {
-        let refused = Frame::Refused { why, text }.encode();
-        // It is told where that is still possible.
-        let _ = timeout(FAREWELL, stream::write(&mut write, &refused)).await;
+    match &served {
+        // Much of what was sent last may still be before it.
+        Ok(()) => drop(timeout(at_slowest(ON_ITS_WAY), write.shutdown()).await),
+        Err(error) => tell(&mut write, error).await,
     }
-    let _ = timeout(FAREWELL, write.shutdown()).await;
     served
 }
 
 /// How long the last words may take.
 const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Says why it ends, where that is still possible.
+async fn tell<W: AsyncWrite + Unpin>(write: &mut W, error: &ServeError) {
+    if let Some((why, text)) = error.told() {
+        let refused = Frame::Refused { why, text }.encode();
+        let _ = timeout(FAREWELL, stream::write(write, &refused, FAREWELL)).await;
+    }
+    let _ = timeout(FAREWELL, write.shutdown()).await;
+}
 
 async fn session<R, W>(
     reader: &mut FrameReader<R>,
@@ -130,8 +193,7 @@ where
     R: AsyncRead + Unpin + Send,
     W: AsyncWrite + Unpin + Send,
 {
-    let request = timeout(limits.request_within, reader.next_frame()).await;
-    match request.map_err(|_| ServeError::Silent)?? {
+    match reader.next_frame(limits.request_within).await? {
         None => Ok(()),
         Some(Frame::Pull(request)) => {
             if request.have.len() > limits.logs_max {
@@ -154,9 +216,9 @@ async fn send<W: AsyncWrite + Unpin>(
     frame: &[u8],
     limits: &ServeLimits,
 ) -> Result<(), ServeError> {
-    match timeout(limits.stalled_after, stream::write(write, frame)).await {
-        Ok(written) => written.map_err(|it| ServeError::from(StreamFault::Broken(it))),
-        Err(_) => Err(ServeError::Stalled),
+    match stream::write(write, frame, limits.stalled_after).await {
+        Err(StreamFault::Still { .. }) => Err(ServeError::Stalled),
+        written => Ok(written?),
     }
 }
 
@@ -256,6 +318,7 @@ impl From<StreamFault> for ServeError {
             StreamFault::Broken(_) | StreamFault::CutOff => Self::Lost {
                 why: fault.to_string(),
             },
+            StreamFault::Still { .. } => Self::Silent,
         }
     }
 }

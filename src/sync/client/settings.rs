@@ -5,7 +5,9 @@
 //! url https://logs.example.org
 //! ```
 //!
-//! Lines that are not known are skipped, so that a newer release may write more.
+//! Lines that are not known are skipped, so that a newer release may write more. What is kept is
+//! where clients find the member and nothing else: a line that is damaged is left out with a
+//! warning, and the start goes on.
 
 use std::net::SocketAddr;
 
@@ -22,13 +24,26 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    pub(crate) fn read(text: Option<&str>) -> Self {
+    /// What was kept; `is_url` says what is one for the transport.
+    pub(crate) fn read(text: Option<&str>, is_url: impl Fn(&str) -> bool) -> Self {
         let mut settings = Self::default();
         for line in text.unwrap_or_default().lines() {
-            match line.split_once(' ') {
-                Some((BIND, addr)) => settings.bind.extend(addr.parse::<SocketAddr>()),
-                Some((URL, url)) => settings.urls.push(url.to_owned()),
-                _ => {}
+            let sound = match line.split_once(' ') {
+                Some((BIND, addr)) => addr.parse().map(|addr| settings.bind.push(addr)).is_ok(),
+                Some((URL, url)) if is_url(url) => {
+                    settings.urls.push(url.to_owned());
+                    true
+                }
+                Some((URL, _)) => false,
+                _ => true,
+            };
+            if !sound {
+                tracing::warn!(
+                    line,
+                    "a setting that was kept of a transport is damaged and left out: clients may \
+                     not find this member where it was; name its address, or its URL, to set it \
+                     anew"
+                );
             }
         }
         settings
@@ -87,8 +102,18 @@ mod tests {
             urls: vec!["https://a.example/b c".into(), "http://b.example".into()],
         };
         let text = format!("{}later 1\n\nbind\n", kept.text());
-        assert_eq!(Settings::read(Some(&text)), kept);
-        assert_eq!(Settings::read(None), Settings::default());
+        assert_eq!(Settings::read(Some(&text), |_| true), kept);
+        assert_eq!(Settings::read(None, |_| true), Settings::default());
+    }
+
+    #[test]
+    fn what_is_damaged_is_left_out_and_the_rest_is_read() {
+        let text = "bind 0.0.0.0:808080\nurl nonsense\nbind [::]:80\nurl http://a.example\nurl \n";
+        let kept = Settings {
+            bind: vec![addr("[::]:80")],
+            urls: vec!["http://a.example".into()],
+        };
+        assert_eq!(Settings::read(Some(text), |it| it.contains(':')), kept);
     }
 
     #[test]

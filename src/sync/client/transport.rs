@@ -71,7 +71,8 @@ pub struct Place {
     /// Streams that may be under way, or about to be.
     pub sessions_max: usize,
     /// What [`Listener::settings`] said when the member listened last, if it did: what this start
-    /// leaves open is as it was then.
+    /// leaves open is as it was then. What of it cannot be read, or cannot be had, is no reason not
+    /// to listen: if this fails, it is tried once more without it.
     pub kept: Option<String>,
 }
 
@@ -148,7 +149,9 @@ pub struct Caller {
     /// What is sent to the client.
     pub write: Box<dyn AsyncWrite + Send + Unpin>,
     /// Ready once the client has everything that was sent, and is gone; waited for when both
-    /// halves are dropped, for some seconds. Dropping it cuts the client off.
+    /// halves are dropped, for some seconds, or longer where much was sent. Ready before that only
+    /// if the client will never be heard of again: then the session ends. Dropping it cuts the
+    /// client off.
     pub gone: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 

@@ -6,7 +6,7 @@
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use tokio::{
@@ -28,9 +28,6 @@ use crate::{
         wire::{Connection, Knock, Service},
     },
 };
-
-/// For a client to hear why it is turned away.
-const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Lets in whom it may, until the door closes.
 pub(super) async fn accept(shared: Arc<Shared>) {
@@ -151,7 +148,7 @@ impl Shared {
     }
 
     /// Serves our own client on a stream, whatever carries it; `gone` is ready once it has what was
-    /// said last.
+    /// said last, or will never be heard of again.
     pub(super) async fn serve_stream<R, W>(
         self: &Arc<Self>,
         stream: (R, W),
@@ -187,23 +184,13 @@ impl Shared {
         let quota = self.rates.of(client.addr().peer);
         let meter: Meter =
             Arc::new(move |operations, bytes| quota.spend(operations, bytes, Instant::now()));
-        let served = client::serve_metered(stream, &admit, &limits, Some(&meter));
+        let served = client::serve_carried(stream, &admit, &limits, Some(&meter), gone);
         let mut serving = self.serving.subscribe();
         let no_quorum = async {
             let _ = serving.wait_for(|it| !it).await;
         };
         tokio::select! {
-            served = served => {
-                // The last words are on their way: the client closes when it has them.
-                let patience = match served {
-                    Ok(_) => self.patience.closing,
-                    Err(_) => LAST_WORDS,
-                };
-                if client::said_goodbye(&served) {
-                    let _ = timeout(patience, gone).await;
-                }
-                served.map_err(SyncError::unexpected)
-            }
+            served = served => served.map_err(SyncError::unexpected),
             () = no_quorum => {
                 client.close("no quorum is reached here");
                 Ok(())

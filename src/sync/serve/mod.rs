@@ -46,7 +46,6 @@ mod own;
 mod pacer;
 mod patience;
 mod peers;
-mod places;
 mod rate;
 mod register;
 mod session;
@@ -80,7 +79,6 @@ use self::{
     ephemeral::Channels,
     patience::Patience,
     peers::{Counted, Peers, Rank},
-    places::Places,
     rate::Rates,
     register::Register,
     topic::Feed,
@@ -94,6 +92,7 @@ pub use self::{
 use super::{
     client::Listeners,
     outsiders::Outsiders,
+    places::Places,
     ticket::LogTicket,
     wire::{Wire, WireOptions, released},
 };

@@ -206,7 +206,7 @@ async fn quic_carries_it_and_a_second_server_takes_over() {
             transports: Transports::none().with("quic", quic),
             ..LogServerOptions::default()
         };
-        let admit = Arc::new(move |_, _| Ok(logs.clone()));
+        let admit = Arc::new(move |_, _, _| Ok(logs.clone()));
         servers.push(
             LogServer::open(options, admit)
                 .await

@@ -30,7 +30,7 @@ use crate::client::ground::{LINE, topic};
 pub(super) const NETWORK: [u8; 32] = [4; 32];
 
 pub(super) struct Carrier {
-    kind: Kind,
+    pub(super) kind: Kind,
     memory: Memory,
     written: Arc<AtomicU64>,
 }
@@ -117,7 +117,7 @@ impl Carrier {
 
     pub(super) async fn serve_with(&self, logs: &Logs, options: LogServerOptions) -> LogServer {
         let logs = logs.clone();
-        let admit: quorate::sync::Admit = Arc::new(move |asked, _| match asked == topic() {
+        let admit: quorate::sync::AdmitPeer = Arc::new(move |_, asked, _| match asked == topic() {
             true => Ok(logs.clone()),
             false => Err(quorate::sync::Denied::UnknownTopic),
         });

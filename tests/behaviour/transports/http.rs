@@ -6,7 +6,7 @@ use futures_util::{StreamExt, stream};
 use quorate::{
     PeerAddr,
     log_store::Operation,
-    sync::{Have, MemberAddr, PushOutcome, Pushed},
+    sync::{Have, LogServerOptions, MemberAddr, PushOutcome, Pushed},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -189,6 +189,38 @@ async fn strangers_that_want_no_session_are_told_so_and_cost_a_moment() {
     let taken: Vec<Operation> = soon("the pull", (&mut puller).take(10).collect()).await;
     assert_eq!(taken, all);
     drop(puller);
+    soon("it closes", server.close()).await;
+    ground.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_take_no_place_of_a_session() {
+    let (ground, carrier) = (Ground::open(1).await, Carrier::new(Kind::Http));
+    append(&ground.logs[0], &Writer::new(1).many(10)).await;
+    let options = LogServerOptions {
+        sessions_max: 1,
+        ..LogServerOptions::default()
+    };
+    let server = carrier.serve_with(&ground.logs[0], options).await;
+    let addr = server.addr().addrs("http")[0].replace("http://", "");
+    let mut strangers = Vec::new();
+    for _ in 0..5 {
+        let mut stranger = TcpStream::connect(&addr).await.expect("it listens");
+        // Taken up, and then no key comes.
+        let head = b"POST /quorate/logs/1 HTTP/1.1\r\nhost: a\r\n\r\n";
+        stranger.write_all(head).await.expect("there is room");
+        let mut answer = [0; 12];
+        let told = soon("the answer", stranger.read_exact(&mut answer)).await;
+        told.expect("it is taken up");
+        assert_eq!(&answer, b"HTTP/1.1 200");
+        strangers.push(stranger);
+    }
+    let pull = carrier.pull(&[server.addr()], Have::new());
+    let mut puller = pull.dial_within(Duration::from_secs(30)).start();
+    let taken: Vec<Operation> = soon("the pull", (&mut puller).take(10).collect()).await;
+    assert_eq!(taken.len(), 10);
+    assert_eq!(puller.status().failures, 0, "{:?}", puller.status());
+    drop((puller, strangers));
     soon("it closes", server.close()).await;
     ground.close().await;
 }

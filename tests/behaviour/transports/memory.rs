@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     pin::Pin,
     sync::{Arc, Mutex},
+    task::{Context, Poll},
 };
 
 use quorate::{
@@ -13,11 +14,16 @@ use quorate::{
         ListenFuture, Listener, MemberAddr, Place, Transport,
     },
 };
-use tokio::{io::DuplexStream, sync::mpsc};
+use tokio::{
+    io::{AsyncRead, DuplexStream, ReadBuf, ReadHalf},
+    sync::{mpsc, oneshot},
+};
 
 const STREAM_BYTES: usize = 64 * 1024;
 
-type Doors = BTreeMap<String, (PeerId, [u8; 32], mpsc::Sender<(PeerId, DuplexStream)>)>;
+/// Who comes, the stream, and what ends when the client has let go of it.
+type Knocking = (PeerId, DuplexStream, oneshot::Receiver<()>);
+type Doors = BTreeMap<String, (PeerId, [u8; 32], mpsc::Sender<Knocking>)>;
 
 /// The network: who listens under which address. Clones are the same network.
 #[derive(Clone, Debug, Default)]
@@ -69,14 +75,31 @@ impl Dial for MemoryDial {
                 return Err(DialError::new("somebody else is there"));
             }
             let (near, far) = tokio::io::duplex(STREAM_BYTES);
-            let knocked = knocks.send((self.identity.secret.peer(), far)).await;
+            let (here, gone) = oneshot::channel();
+            let knocked = knocks.send((self.identity.secret.peer(), far, gone)).await;
             knocked.map_err(|_| DialError::new("nobody there any more"))?;
             let (read, write) = tokio::io::split(near);
             Ok(Dialled {
-                read: Box::new(read),
+                read: Box::new(Read { read, _here: here }),
                 write: Box::new(write),
             })
         })
+    }
+}
+
+/// The client's end, while it is there.
+struct Read {
+    read: ReadHalf<DuplexStream>,
+    _here: oneshot::Sender<()>,
+}
+
+impl AsyncRead for Read {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        to: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.read).poll_read(cx, to)
     }
 }
 
@@ -84,20 +107,22 @@ impl Dial for MemoryDial {
 struct MemoryListener {
     network: Memory,
     addr: String,
-    waiting: tokio::sync::Mutex<mpsc::Receiver<(PeerId, DuplexStream)>>,
+    waiting: tokio::sync::Mutex<mpsc::Receiver<Knocking>>,
 }
 
 impl Listener for MemoryListener {
     fn accept(&self) -> AcceptFuture<'_> {
         Box::pin(async {
-            let (peer, stream) = self.waiting.lock().await.recv().await?;
+            let (peer, stream, gone) = self.waiting.lock().await.recv().await?;
             let (read, write) = tokio::io::split(stream);
             Some(Box::pin(async move {
                 Ok(Caller {
                     peer,
                     read: Box::new(read),
                     write: Box::new(write),
-                    gone: Box::pin(std::future::ready(())),
+                    gone: Box::pin(async move {
+                        let _ = gone.await;
+                    }),
                 })
             }) as Knock)
         })

@@ -6,10 +6,13 @@ mod carrier;
 mod doors;
 #[cfg(feature = "http")]
 mod http;
+mod link;
 mod memory;
+mod places;
 mod pulls;
 mod pushes;
 mod streams;
+mod throttled;
 
 /// What carries the client's protocol in a test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -212,10 +212,8 @@ async fn as_many_sessions_as_there_may_be_are_served(kind: Kind) {
     let mut first = pull().start();
     assert_eq!(take(&mut first, 10).await, all);
     let fault = refusal(pull()).await;
-    let turned_away = matches!(
-        fault,
-        MemberFault::Unreachable(_) | MemberFault::Lost { .. } | MemberFault::Silent { .. }
-    );
+    let why = Denied::OverQuota;
+    let turned_away = matches!(fault, MemberFault::Denied { why: it, .. } if it == why);
     assert!(turned_away, "{fault}");
     drop(first);
     let mut second = pull().start();

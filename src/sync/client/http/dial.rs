@@ -23,6 +23,7 @@ use super::{
     },
     BUFFER, HEADERS_MAX, PATH,
     body::{BodyReader, OutgoingBody, discard, outgoing},
+    socket::{self, GONE_AFTER},
     tls,
 };
 use crate::identity::PeerId;
@@ -55,7 +56,7 @@ impl HttpDial {
     async fn open(&self, url: Url, member: PeerId) -> Result<Dialled, DialError> {
         let tcp = TcpStream::connect((&url.host[..], url.port)).await;
         let tcp = tcp.map_err(DialError::new)?;
-        tcp.set_nodelay(true).map_err(DialError::new)?;
+        socket::set(&tcp, GONE_AFTER).map_err(DialError::new)?;
         if !url.secure {
             return self.ask(tcp, &url, member).await;
         }

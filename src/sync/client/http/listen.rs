@@ -41,6 +41,7 @@ use super::{
     BUFFER, HEADERS_MAX, PATH,
     body::{BodyReader, BodyWriter, discard, outgoing},
     dial::Url,
+    socket::{self, GONE_AFTER},
     tls,
 };
 
@@ -63,6 +64,7 @@ pub(super) struct HttpListener {
     tls: Arc<ServerConfig>,
     network: [u8; 32],
     connections: Arc<Semaphore>,
+    pub(super) gone_after: Duration,
 }
 
 impl HttpListener {
@@ -71,13 +73,15 @@ impl HttpListener {
         urls: &[String],
         place: &Place,
     ) -> Result<Self, ListenError> {
-        let kept = Settings::read(place.kept.as_deref());
+        let fits = |url: &str| url.len() <= MemberAddr::ADDR_BYTES_MAX;
+        let is_url = |url: &str| fits(url) && Url::parse(url).is_ok();
+        let kept = Settings::read(place.kept.as_deref(), is_url);
         let urls = match urls {
             [] => kept.urls.clone(),
             urls => urls.to_vec(),
         };
         for url in &urls {
-            if url.len() > MemberAddr::ADDR_BYTES_MAX {
+            if !fits(url) {
                 return Err(ListenError::new(format_args!("{url:?} is too long")));
             }
             Url::parse(url).map_err(ListenError::new)?;
@@ -96,9 +100,13 @@ impl HttpListener {
                         tls: Arc::new(tls::server(place).map_err(ListenError::new)?),
                         network: place.network,
                         connections: Arc::new(Semaphore::new(sessions_max + SPARE)),
+                        gone_after: GONE_AFTER,
                     });
                 }
-                Err(why) => failed = Some(ListenError::new(format_args!("{addr}: {why}"))),
+                Err(why) => {
+                    tracing::warn!(%addr, %why, "cannot listen there");
+                    failed = Some(ListenError::new(format_args!("{addr}: {why}")));
+                }
             }
         }
         Err(failed.unwrap_or_else(|| ListenError::new("nowhere to listen")))
@@ -134,7 +142,11 @@ impl Listener for HttpListener {
         Box::pin(async {
             let (stream, room) = self.next().await?;
             let tls = TlsAcceptor::from(Arc::clone(&self.tls));
-            Some(Box::pin(knock(stream, tls, self.network, room)) as _)
+            let (network, gone_after) = (self.network, self.gone_after);
+            Some(Box::pin(async move {
+                socket::set(&stream, gone_after).map_err(DialError::new)?;
+                knock(stream, tls, network, room).await
+            }) as _)
         })
     }
 
@@ -219,7 +231,6 @@ async fn knock(
     network: [u8; 32],
     room: OwnedSemaphorePermit,
 ) -> Result<Caller, DialError> {
-    stream.set_nodelay(true).map_err(DialError::new)?;
     let (desk, seat) = oneshot::channel();
     let desk = Desk(Arc::new(std::sync::Mutex::new(Some(desk))));
     let router = Router::new().route(PATH, post(open)).with_state(desk);
@@ -259,10 +270,11 @@ async fn knock(
         read: Box::new(read),
         write: Box::new(write),
         gone: Box::pin(async move {
-            // What it still says is taken off the socket: closed with bytes unread, a socket takes
-            // back what was sent last.
-            if let Ok(request) = rest.await {
-                discard(request).await;
+            tokio::select! {
+                // What it still says is taken off the socket: closed with bytes unread, a socket
+                // takes back what was sent last.
+                Ok(request) = rest => discard(request).await,
+                _ = &mut connection => return,
             }
             let _ = connection.await;
         }),

@@ -22,6 +22,9 @@
 //! `proxy_request_buffering off`. One that collects the request first lets nothing through: the
 //! member ends the session after ten seconds, and the client goes on with the next way.
 //!
+//! A client that has vanished, as when a cable is pulled, is given up after a minute in which it
+//! has acknowledged nothing; on Linux and Android, elsewhere when the system does.
+//!
 //! # What a stranger costs
 //! One connection of [`Place::sessions_max`](super::Place::sessions_max), at most 64 KiB of buffer
 //! in each direction, 64 header fields, and ten seconds until it has proven a key.
@@ -29,6 +32,7 @@
 mod body;
 mod dial;
 mod listen;
+mod socket;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -54,6 +58,9 @@ const HEADERS_MAX: usize = 64;
 /// Both ends prove their keys inside of it, and all is encrypted there, as over QUIC: it needs no
 /// certificate, and a proxy in between cannot read or change anything. A proxy must pass bodies on
 /// as they come; see the guide in the README.
+///
+/// A client that takes nothing for a minute is cut off, also where
+/// [`ServeLimits::stalled_after`](super::ServeLimits::stalled_after) is longer.
 ///
 /// A [`LogServer`](super::LogServer) listens with it beside QUIC when it is among its
 /// [`Transports`](super::Transports), and its tickets name the URLs; the door of a member

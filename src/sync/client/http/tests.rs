@@ -11,7 +11,10 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::{
-    super::{dial::Dialled, transport::Secret},
+    super::{
+        dial::Dialled,
+        transport::{Caller, Secret},
+    },
     *,
 };
 use crate::{identity::PeerAddr, sync::MemberAddr};
@@ -121,4 +124,79 @@ async fn a_proxy_that_ends_tls_passes_a_session_on_and_is_not_taken_for_the_memb
     let imposter = soon("the refusal", dial.dial(&somebody_else)).await;
     assert!(imposter.is_err());
     serving.abort();
+}
+
+/// Goes on between a client and a member until it is told; then the member hears no more of the
+/// client, not that it is gone either, as when a cable is pulled.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+async fn cable(to: SocketAddr) -> (SocketAddr, tokio::sync::oneshot::Sender<()>) {
+    use socket2::{SockFilter, SockRef};
+    /// "Take nothing of the packet", for the filter of a socket.
+    const RETURN: u16 = 6;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+    let addr = listener.local_addr().expect("it is bound");
+    let (pull, pulled) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        let (mut client, _) = listener.accept().await.ok()?;
+        let mut member = TcpStream::connect(to).await.ok()?;
+        tokio::select! {
+            _ = copy_bidirectional(&mut client, &mut member) => None::<()>,
+            _ = pulled => {
+                let nothing = [SockFilter::new(RETURN, 0, 0, 0)];
+                SockRef::from(&member).attach_filter(&nothing).expect("it is allowed");
+                std::future::pending().await
+            }
+        }
+    });
+    (addr, pull)
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+#[tokio::test]
+async fn a_client_that_vanished_is_given_up() {
+    let secret = Secret::from([8; 32]);
+    let place = Place {
+        network: [4; 32],
+        secret: secret.clone(),
+        sessions_max: 4,
+        kept: None,
+    };
+    let opened = HttpListener::open(Some(([127, 0, 0, 1], 0).into()), &[], &place).await;
+    let mut listener = opened.expect("loopback");
+    listener.gone_after = Duration::from_secs(1);
+    let bound = listener.addrs()[0].replace("http://", "");
+    let (url, pull) = cable(bound.parse().expect("an address")).await;
+    let identity = Identity {
+        network: [4; 32],
+        secret: Secret::from([3; 32]),
+    };
+    let member = MemberAddr::from(PeerAddr::new(secret.peer(), []));
+    let member = member.with("http", &format!("http://{url}"));
+    let dial = Http::new().dialler(identity);
+    let knock = async { listener.accept().await.expect("it listens").await };
+    let both = async { tokio::join!(dial.dial(&member), knock) };
+    let (dialled, caller) = soon("both", both).await;
+    let _dialled = dialled.expect("it answers");
+    let Caller {
+        mut read,
+        mut write,
+        gone,
+        ..
+    } = caller.expect("it is let in");
+    pull.send(()).expect("it is there");
+    let failing = async {
+        while write.write_all(b"news").await.is_ok() && write.flush().await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let mut word = [0; 4];
+    let end = soon("the end", async {
+        tokio::select! {
+            end = read.read_exact(&mut word) => end.map(drop),
+            () = failing => Ok(()),
+        }
+    });
+    drop(end.await);
+    drop((read, write));
+    soon("it is gone", gone).await;
 }

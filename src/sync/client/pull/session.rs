@@ -7,7 +7,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::{mpsc, watch},
     task::JoinHandle,
-    time::{Instant, timeout},
+    time::Instant,
 };
 
 use super::{
@@ -16,10 +16,11 @@ use super::{
         dial::{Dialled, MemberFault},
         frames::{FRAME_MAX, Frame, Heads, LOGS_MAX, PullRequest, Run},
         have::Have,
+        reach::Members,
         status::PullStatus,
-        stream::{self, FrameReader},
+        stream::{self, FrameReader, at_slowest},
     },
-    Delivery, Members,
+    Delivery,
 };
 use crate::{
     identity::PeerId,
@@ -61,7 +62,6 @@ impl Session {
         self.status.send_modify(|it| it.sessions += 1);
         let mut stream = Incoming {
             reader: FrameReader::new(read, FRAME_MAX),
-            silent_after: self.silent_after,
         };
         let line = self.ask(member, &mut stream, &mut write).await?;
         let mut checking: Option<Checking> = None;
@@ -77,7 +77,7 @@ impl Session {
                     }
                     continue;
                 }
-                frame = stream.next() => frame,
+                frame = stream.next(self.silent_after) => frame,
             };
             // Also before a failure is told: what has come whole is not asked for again.
             if let Some(checking) = checking.take() {
@@ -120,11 +120,10 @@ impl Session {
             have: self.have.known(),
         };
         let request = Frame::Pull(request).encode();
-        let asked = timeout(self.silent_after, stream::write(write, &request)).await;
-        asked
-            .map_err(|_| stream.silent())?
-            .map_err(MemberFault::lost)?;
-        let heads = match decode(stream.next().await?).await? {
+        stream::write(write, &request, self.silent_after).await?;
+        // It may be on its way for as long as that.
+        let silent_after = self.silent_after.saturating_add(at_slowest(request.len()));
+        let heads = match decode(stream.next(silent_after).await?).await? {
             Frame::Heads(heads) => heads,
             Frame::Refused { why, text } => return Err(MemberFault::Denied { why, text }),
             other => return Err(unexpected(&other)),
@@ -239,22 +238,13 @@ fn unexpected(frame: &Frame) -> MemberFault {
 /// What comes from the member.
 struct Incoming<R> {
     reader: FrameReader<R>,
-    silent_after: Duration,
 }
 
 impl<R: AsyncRead + Unpin> Incoming<R> {
     /// The next frame. Cancel-safe, but then the silence counts anew.
-    async fn next(&mut self) -> Result<Bytes, MemberFault> {
-        match timeout(self.silent_after, self.reader.next()).await {
-            Err(_) => Err(self.silent()),
-            Ok(frame) => frame?.ok_or_else(|| MemberFault::lost("the stream ended")),
-        }
-    }
-
-    fn silent(&self) -> MemberFault {
-        MemberFault::Silent {
-            after: self.silent_after,
-        }
+    async fn next(&mut self, silent_after: Duration) -> Result<Bytes, MemberFault> {
+        let frame = self.reader.next_within(silent_after).await?;
+        frame.ok_or_else(|| MemberFault::lost("the stream ended"))
     }
 }
 

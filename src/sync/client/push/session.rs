@@ -18,9 +18,9 @@ use super::{
         dial::{Dialled, MemberFault},
         frames::{FRAME_MAX, Frame, RUN_BYTES, RUN_OPERATIONS_MAX},
         outcome::PushOutcome,
-        pull::Members,
+        reach::Members,
         status::PushStatus,
-        stream::{self, FrameReader},
+        stream::{self, FrameReader, StreamFault, at_slowest},
     },
     BATCHES_MAX, Pushed,
 };
@@ -109,13 +109,13 @@ impl Session {
                 return Ok(());
             }
             let room = self.under_way.len() < BATCHES_MAX && !self.source.ended;
-            let due = !self.under_way.is_empty();
+            // The answer comes when the whole batch has arrived.
+            let due = self.under_way.front().map(|it| at_slowest(it.frame.len()));
+            let silent_after = self.silent_after.saturating_add(due.unwrap_or_default());
             tokio::select! {
                 biased;
-                frame = timeout(self.silent_after, reader.next_frame()), if due => {
-                    let silent = MemberFault::Silent { after: self.silent_after };
-                    let frame = frame.map_err(|_| silent)??;
-                    let frame = frame.ok_or_else(|| MemberFault::lost("the stream ended"))?;
+                frame = reader.next_frame(silent_after), if due.is_some() => {
+                    let frame = frame?.ok_or_else(|| MemberFault::lost("the stream ended"))?;
                     if !self.answered(frame).await? {
                         return Ok(());
                     }
@@ -229,7 +229,7 @@ impl Source {
 /// Writes frames while answers are read: a member that answers takes nothing meanwhile.
 struct Writer {
     frames: mpsc::Sender<Bytes>,
-    task: AbortOnDropHandle<std::io::Result<()>>,
+    task: AbortOnDropHandle<Result<(), StreamFault>>,
 }
 
 impl Writer {
@@ -237,9 +237,10 @@ impl Writer {
         let (frames, mut next) = mpsc::channel::<Bytes>(1);
         let task = tokio::spawn(async move {
             while let Some(frame) = next.recv().await {
-                stream::write(&mut write, &frame).await?;
+                // Who takes nothing answers nothing: that is waited for elsewhere.
+                stream::write(&mut write, &frame, Duration::MAX).await?;
             }
-            tokio::io::AsyncWriteExt::shutdown(&mut write).await
+            Ok(tokio::io::AsyncWriteExt::shutdown(&mut write).await?)
         });
         let task = AbortOnDropHandle::new(task);
         Self { frames, task }

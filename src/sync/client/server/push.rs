@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep_until},
 };
 
 use super::{
     super::{
-        frames::Frame,
+        frames::{FRAME_MAX, Frame},
         outcome::{Denied, PushOutcome},
         stream::FrameReader,
     },
@@ -43,12 +43,15 @@ where
     let owed = meter.map_or(Duration::ZERO, |it| it(0, 0));
     let mut ready_at = Instant::now() + owed;
     loop {
-        // A client that pushes faster than it may waits in its own window.
-        sleep_until(ready_at).await;
+        // A client that pushes faster than it may waits in its own window, but for one frame. One
+        // that is gone meanwhile holds no place.
+        tokio::select! {
+            () = sleep_until(ready_at) => {}
+            why = reader.broken(FRAME_MAX) => return Err(why.into()),
+            () = lost(&mut quorate) => return Err(ServeError::denied(Denied::NoQuorum)),
+        }
         let frame = tokio::select! {
-            frame = timeout(limits.silent_after, reader.next_frame()) => {
-                frame.map_err(|_| ServeError::Silent)??
-            }
+            frame = reader.next_frame(limits.silent_after) => frame?,
             () = lost(&mut quorate) => return Err(ServeError::denied(Denied::NoQuorum)),
         };
         let (number, operations) = match frame {

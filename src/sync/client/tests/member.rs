@@ -115,7 +115,7 @@ impl Client {
     }
 
     pub(super) async fn asked(&mut self) -> Option<Frame> {
-        self.read.next_frame().await.ok()?
+        self.read.next_frame(Duration::MAX).await.ok()?
     }
 
     pub(super) async fn pulls(&mut self) -> Option<PullRequest> {

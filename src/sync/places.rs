@@ -8,7 +8,7 @@ use std::{
 use crate::identity::PeerId;
 
 /// So many places, of which one peer may have so many.
-pub(super) struct Places {
+pub(crate) struct Places {
     max: usize,
     of_peer_max: usize,
     taken: Mutex<Taken>,
@@ -21,13 +21,13 @@ struct Taken {
 }
 
 /// The place of one connection; given back when dropped.
-pub(super) struct Place {
+pub(crate) struct Place {
     places: Arc<Places>,
     peer: PeerId,
 }
 
 impl Places {
-    pub(super) fn new(max: usize, of_peer_max: usize) -> Arc<Self> {
+    pub(crate) fn new(max: usize, of_peer_max: usize) -> Arc<Self> {
         Arc::new(Self {
             max,
             of_peer_max,
@@ -36,7 +36,7 @@ impl Places {
     }
 
     /// A place for one more connection with this peer, if there is one.
-    pub(super) fn take(self: &Arc<Self>, peer: PeerId) -> Option<Place> {
+    pub(crate) fn take(self: &Arc<Self>, peer: PeerId) -> Option<Place> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let of = taken.of.get(&peer).copied().unwrap_or(0);
         if taken.all >= self.max || of >= self.of_peer_max {
