@@ -299,6 +299,18 @@ impl Shared {
         Ok(())
     }
 
+    /// The same where async code runs: a group may keep many notes, and one that is changed has all
+    /// of them read.
+    pub(super) async fn follow_admissions(self: &Arc<Self>) -> io::Result<()> {
+        let through = self.logs.notes_changed()?;
+        if self.admissions.locked().through == Some(through) {
+            return Ok(());
+        }
+        let shared = Arc::clone(self);
+        let looking = tokio::task::spawn_blocking(move || shared.look_at_admissions());
+        looking.await.map_err(io::Error::other).flatten()
+    }
+
     /// Takes in everything that was decided before this was called, if a quorum answers in time.
     /// False if none did.
     pub(super) async fn confirm_admissions(self: &Arc<Self>) -> bool {
@@ -306,7 +318,7 @@ impl Shared {
         if !matches!(confirmed, Ok(Ok(()))) {
             return false;
         }
-        let looked = self.look_at_admissions();
+        let looked = self.follow_admissions().await;
         if let Err(error) = &looked {
             tracing::warn!(%error, "who may be served cannot be read");
         }
@@ -396,7 +408,7 @@ impl Shared {
 pub(super) async fn watch(shared: Arc<Shared>) {
     let mut committed = shared.logs.committed();
     loop {
-        if let Err(error) = shared.look_at_admissions() {
+        if let Err(error) = shared.follow_admissions().await {
             tracing::warn!(%error, "who may be served cannot be read");
         }
         sleep(PAUSE).await;

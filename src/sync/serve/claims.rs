@@ -251,7 +251,17 @@ impl Shared {
         Ok(())
     }
 
-    /// Reads what has changed, and takes over what fell free.
+    /// Reads what has changed, and takes over what fell free; where there are many notes to read, not
+    /// on an async thread.
+    async fn follow_claims(self: &Arc<Self>) -> io::Result<()> {
+        if self.logs.notes_changed()? == self.claims.locked().through {
+            return self.look_at_claims();
+        }
+        let shared = Arc::clone(self);
+        let looking = tokio::task::spawn_blocking(move || shared.look_at_claims());
+        looking.await.map_err(io::Error::other).flatten()
+    }
+
     fn look_at_claims(self: &Arc<Self>) -> io::Result<()> {
         let changed = self.logs.notes_changed()?;
         if changed != self.claims.locked().through {
@@ -334,7 +344,7 @@ pub(super) async fn watch(shared: Arc<Shared>) {
             }
             shared.doors.forgive();
         }
-        if let Err(error) = shared.look_at_claims() {
+        if let Err(error) = shared.follow_claims().await {
             tracing::warn!(%error, "which member serves whom cannot be read");
         }
         tokio::select! {

@@ -1,6 +1,8 @@
 //! One session with one peer, from the topic handshake to its end: the stream on one side, the
 //! log store on the other, the session's rules between them.
 
+mod live;
+
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
@@ -16,7 +18,7 @@ use super::{
     Shared, account,
     admission::{Admitted, shown},
     inbound::Inbound,
-    lately::Lately,
+    lately::{Lately, PassedOn},
     peers::{Job, Slot},
     topic::{Feed, News, next},
 };
@@ -38,9 +40,6 @@ const READ_INDEX_MAX: Duration = Duration::from_secs(2);
 /// Operations in one page, and their bytes.
 const PAGE_OPERATIONS: usize = 64;
 const PAGE_BYTES: usize = 256 * 1024;
-/// Live operations that a peer is sent before it is asked what it holds: a stock node that is told
-/// too much at once loses some and, on line 0.6, takes nothing any more.
-const LIVE_MAX: u32 = 32;
 /// Before a live peer whose operations were not all taken is met again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// What the status says of operations of a peer that may not push.
@@ -134,6 +133,7 @@ struct Running<'a> {
     given: u64,
     step: Step,
     came_from: Lately,
+    passed_on: PassedOn,
     began: Instant,
     deadline: Instant,
     /// When a live peer is to be asked what it holds.
@@ -190,6 +190,7 @@ impl<'a> Running<'a> {
             given: 0,
             step: Step::Haves,
             came_from: Lately::default(),
+            passed_on: PassedOn::default(),
             began: Instant::now(),
             deadline: Instant::now() + shared.patience.handshake,
             ask_at: None,
@@ -329,7 +330,7 @@ impl<'a> Running<'a> {
         let ours = logs.heights_confirmed(topic, READ_INDEX_MAX).await;
         self.ours = ours.map_err(SyncError::critical)?;
         // What was decided before that is applied here by now.
-        let looked = self.shared.look_at_admissions();
+        let looked = self.shared.follow_admissions().await;
         looked.map_err(SyncError::critical)?;
         let Admitted { rights, over, .. } = &self.agreed.admitted;
         if over.is_cancelled() {
@@ -342,12 +343,6 @@ impl<'a> Running<'a> {
         };
         self.session.our_have(have)?;
         Ok(true)
-    }
-
-    /// Whether the peer is to hear what is new.
-    fn listens(&self) -> bool {
-        let live = self.step == Step::Live && self.lives < LIVE_MAX;
-        live && self.agreed.admitted.rights.read && self.session.wants_live()
     }
 
     async fn decide(&mut self, theirs: Heights) -> Result<(), SyncError> {
@@ -449,33 +444,6 @@ impl<'a> Running<'a> {
             let addr = self.shared.peers.addr(peer);
             self.shared.ask_for(addr, (topic, line), Rights::PUSH);
         }
-    }
-
-    fn went_live(&mut self) {
-        let Agreed { peer, topic, .. } = self.agreed;
-        if self.shared.peers.went_live(peer, topic) {
-            self.shared.registers(peer, None);
-        }
-    }
-
-    /// Sends what is new, unless the peer has it.
-    fn tell(&mut self, news: &News) -> Result<(), SyncError> {
-        let operation = &news.operation;
-        let ours = self.ours.get(&operation.author());
-        let known = ours.and_then(|it| it.get(&operation.log_id()));
-        if known.is_some_and(|it| *it >= operation.seq()) || self.came_from.has(&operation.id()) {
-            return Ok(());
-        }
-        self.sent += 1;
-        self.lives += 1;
-        // It may lose what comes too fast, and says so only when it is asked.
-        let pause = self.shared.ask_again();
-        let ask_at = self.ask_at.get_or_insert(Instant::now() + pause);
-        if self.lives == LIVE_MAX {
-            *ask_at = Instant::now();
-        }
-        let body = operation.body().cloned();
-        Ok(self.session.live(operation.header().clone(), body)?)
     }
 
     fn close(&mut self, step: Step) -> Result<(), SyncError> {
