@@ -251,8 +251,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Reads what has changed, and takes over what fell free; where there are many notes to read, not
-    /// on an async thread.
+    /// Reads what has changed, and takes over what fell free; where there are many notes to read,
+    /// not on an async thread.
     async fn follow_claims(self: &Arc<Self>) -> io::Result<()> {
         if self.logs.notes_changed()? == self.claims.locked().through {
             return self.look_at_claims();

@@ -1,8 +1,8 @@
 //! What came from a peer lately, so that it is not sent back, and what that says about the rest.
 //!
 //! A p2panda node passes what it hears from others on to all its sessions *before* it takes it in,
-//! and loses it where the session it came in breaks down meanwhile. Sent back to it in the session in
-//! which it passed it on, it is ignored. So an operation that builds on such a one is not sent
+//! and loses it where the session it came in breaks down meanwhile. Sent back to it in the session
+//! in which it passed it on, it is ignored. So an operation that builds on such a one is not sent
 //! either: with a gap before it, it would be refused, and a node of line 0.6 takes nothing of that
 //! log any more. What the node holds says its next `Have`.
 
