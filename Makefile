@@ -2,6 +2,7 @@
 # make demo-sync  three nodes serve two stock p2panda nodes, the serving one killed; builds those
 # make test       all tests; with cargo-nextest where it is installed
 # make interop    stock p2panda nodes of both lines sync with a group; builds them first
+# make fuzz       each decoder of outsiders' bytes for MINUTES=1 minutes, from a new seed each time
 # make lint       layout, clippy and documentation, warnings denied
 # make bench      the figures of benches/README.md
 #
@@ -20,7 +21,7 @@ TESTED := --features failpoints,http
 STOCK ?= $(HOME)/.cache/quorate/interop
 STOCK_NODES := QUORATE_STOCK_06=$(STOCK)-0.6/debug/stock QUORATE_STOCK_07=$(STOCK)-0.7/debug/stock
 
-.PHONY: demo demo-sync test interop interop-long stock lint format clippy doc bench
+.PHONY: demo demo-sync test interop interop-long stock fuzz lint format clippy doc bench
 
 demo:
 	@$(NATIVE) cargo run --example survive -- $(FILE)
@@ -45,6 +46,12 @@ interop: stock
 # the member that serves it, 11 s apart. QUORATE_LONG_OPERATIONS and QUORATE_LONG_LOSSES: fewer.
 interop-long: stock
 	@$(NATIVE) $(STOCK_NODES) cargo test $(TESTED) --test interop -- --ignored --nocapture long::
+
+# `make test` tries some thousand inputs of each, always the same ones. A find names its seed and its
+# bytes.
+MINUTES ?= 1
+fuzz:
+	@$(NATIVE) QUORATE_FUZZ=$(MINUTES) cargo test $(TESTED) --lib fuzzed
 
 # The 0.7 line asks for a newer Rust than it needs.
 stock:

@@ -65,6 +65,8 @@
 mod bond;
 pub mod config;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod group;
 mod identity;
 pub mod log_store;

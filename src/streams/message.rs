@@ -187,4 +187,37 @@ mod tests {
             assert!(decode::<u64>(line, &[]).is_err());
         }
     }
+
+    #[test]
+    fn fuzzed_bodies() {
+        use crate::fuzz::{Fuzz, Shape, bounded_by_serde};
+        let message = Message {
+            zebra: "z".repeat(30),
+            kinds: vec![
+                Kind::Plain,
+                Kind::One(u64::MAX),
+                Kind::Two(-300, "two".to_owned()),
+                Kind::Named {
+                    zoo: true,
+                    ant: Some(-1),
+                },
+            ],
+            ant: (1, -2, 0.5, f32::INFINITY),
+            map: [("a".to_owned(), None), ("b".to_owned(), Some(7))].into(),
+            nothing: (),
+            letter: 'q',
+            bytes: vec![1, 200],
+        };
+        let corpus = [encode(&message).expect("it is encodable")];
+        Fuzz::new("bodies", Shape::Cbor, corpus).run(|bytes| {
+            for line in [Line::V06, Line::V07] {
+                let decoded = bounded_by_serde(bytes, || decode::<Message>(line, bytes));
+                let Ok(decoded) = decoded else { continue };
+                let again = encode(&decoded).expect("it is encodable");
+                let again = decode::<Message>(line, &again).expect("it was encoded");
+                // By its text: what is no number is not equal to itself.
+                assert_eq!(format!("{again:?}"), format!("{decoded:?}"));
+            }
+        });
+    }
 }

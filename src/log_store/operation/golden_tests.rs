@@ -24,6 +24,14 @@ impl Golden {
         &found.unwrap_or_else(|| panic!("no golden {name}")).1
     }
 
+    /// All items whose names begin so, up to the first space in each.
+    pub(super) fn all(&self, name: &str) -> impl Iterator<Item = Bytes> {
+        let items = self.0.iter().filter(move |(it, _)| it.starts_with(name));
+        let first = |text: &str| text.split(' ').next().map(str::to_owned);
+        let hex = |digits: String| data_encoding::HEXLOWER.decode(digits.as_bytes()).ok();
+        items.filter_map(move |(_, text)| first(text).and_then(hex).map(Bytes::from))
+    }
+
     pub(super) fn bytes(&self, name: &str) -> Bytes {
         hex(self.text(name))
     }

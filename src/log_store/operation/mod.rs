@@ -7,6 +7,8 @@
 
 mod cbor;
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod golden_tests;
 mod header;
 mod header_v06;

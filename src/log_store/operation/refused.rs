@@ -75,7 +75,10 @@ pub enum Refused {
         at: u32,
     },
     /// A field is of another type or size than its place asks for, or is missing.
-    #[error("its header has no valid {field} in its place: check the order of the fields and the")]
+    #[error(
+        "its header has no valid {field} in its place: check the order of the fields and their \
+         types"
+    )]
     FieldInvalid {
         /// Which one.
         field: Field,

@@ -39,7 +39,7 @@ fn our_id(bytes: &[u8]) -> Result<[u8; 32], Refused> {
 }
 
 /// Stock must agree, or we are stricter for a reason that is written here.
-fn assert_no_laxer_than_stock(bytes: &[u8]) -> Result<(), TestCaseError> {
+pub(super) fn assert_no_laxer_than_stock(bytes: &[u8]) -> Result<(), TestCaseError> {
     match (stock_id(bytes), our_id(bytes)) {
         (Some(theirs), Ok(ours)) => prop_assert_eq!(theirs, ours),
         (None, Err(_)) => {}
@@ -153,7 +153,7 @@ fn mutate(bytes: &mut Vec<u8>, mutation: &Mutation) {
 }
 
 /// Puts in the signature over what stock reads, so that only the form decides.
-fn sign_again(bytes: &mut [u8], seed: &[u8; 32]) {
+pub(super) fn sign_again(bytes: &mut [u8], seed: &[u8; 32]) {
     let Ok(mut header) = decode_cbor::<Stock, _>(&*bytes) else {
         return;
     };

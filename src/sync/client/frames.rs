@@ -20,7 +20,9 @@
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{
-    super::codec::{Frames, PostcardReader, PostcardWrite, WireFault, framed},
+    super::codec::{
+        FrameFault, Frames, NAMELESS, PostcardReader, PostcardWrite, WireFault, framed,
+    },
     outcome::{Denied, PushOutcome, PushRefused, PushRule},
 };
 use crate::log_store::{
@@ -29,6 +31,8 @@ use crate::log_store::{
 
 /// The longest frame, in bytes: room for the largest operation, and for the most logs.
 pub(crate) const FRAME_MAX: usize = 9 * 1024 * 1024;
+/// The longest frame of whoever has not been admitted yet, in bytes; a Pull is judged by its topic.
+pub(crate) const STRANGER_FRAME_MAX: usize = 64;
 /// The most logs of one topic that one session can speak of.
 pub(crate) const LOGS_MAX: usize = 65_536;
 /// Bytes of headers and bodies of one run or batch; more only where it has a single operation.
@@ -217,7 +221,12 @@ impl Frame {
     ///
     /// # Errors
     /// What is wrong with it: always the remote's fault.
-    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, WireFault> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, FrameFault> {
+        let name = || bytes.first().map_or(NAMELESS, |tag| name_of(*tag));
+        Self::read(bytes).map_err(|fault| fault.of(name()))
+    }
+
+    fn read(bytes: &[u8]) -> Result<Self, WireFault> {
         let reader = &mut PostcardReader::new(bytes);
         let length = bytes.len();
         let frame = match reader.byte()? {
@@ -261,6 +270,51 @@ impl Frame {
         };
         reader.finish()?;
         Ok(frame)
+    }
+}
+
+fn name_of(tag: u8) -> &'static str {
+    let names = [
+        "Pull",
+        "Push",
+        "Batch",
+        "End",
+        "Heads",
+        "Run",
+        "CaughtUp",
+        "Committed",
+        "Refused",
+    ];
+    names.get(usize::from(tag)).copied().unwrap_or(NAMELESS)
+}
+
+/// What is known of a request from its first bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Opening {
+    /// More of it must come.
+    More,
+    /// A Pull of this topic, however long it is.
+    Pull(Topic),
+    /// Something short, or nothing that is taken.
+    Other,
+}
+
+impl Opening {
+    /// Reads the first bytes of a stream, the length of the frame included.
+    pub(crate) fn of(bytes: &[u8]) -> Self {
+        let Some((length, rest)) = bytes.split_first_chunk() else {
+            return Self::More;
+        };
+        if u32::from_be_bytes(*length) as usize <= STRANGER_FRAME_MAX {
+            return Self::Other;
+        }
+        match rest.split_first() {
+            None => Self::More,
+            Some((0, rest)) => rest
+                .first_chunk()
+                .map_or(Self::More, |topic| Self::Pull(Topic::from_bytes(*topic))),
+            Some(_) => Self::Other,
+        }
     }
 }
 
@@ -523,6 +577,9 @@ fn cut(text: &str) -> &str {
     &text[..end]
 }
 
+#[cfg(test)]
+#[path = "frames/fuzz.rs"]
+mod fuzz;
 #[cfg(test)]
 #[path = "frames/tests.rs"]
 mod tests;

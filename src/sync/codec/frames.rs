@@ -56,6 +56,11 @@ impl Frames {
         }
     }
 
+    /// From the next frame on, frames of up to so many bytes are taken.
+    pub(crate) fn limit(&mut self, limit: usize) {
+        self.limit = limit;
+    }
+
     /// Bytes as they came. Take all frames out before pushing more.
     pub(crate) fn push(&mut self, bytes: Bytes) {
         if !bytes.is_empty() {

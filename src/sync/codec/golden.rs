@@ -32,6 +32,13 @@ impl Golden {
         found.unwrap_or_else(|| panic!("no golden item is called {name}"))
     }
 
+    /// The items whose names begin with one of these.
+    pub(crate) fn all(&self, names: &[&str]) -> impl Iterator<Item = &[u8]> {
+        let items = self.0.iter();
+        let named = |name: &str| names.iter().any(|it| name.starts_with(it));
+        items.filter_map(move |(name, bytes)| named(name).then_some(&bytes[..]))
+    }
+
     pub(crate) fn array<const N: usize>(&self, name: &str) -> [u8; N] {
         self.bytes(name).try_into().expect("of this length")
     }

@@ -13,6 +13,8 @@
 mod cbor;
 mod frames;
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 pub(crate) mod golden;
 mod postcard;
 #[cfg(test)]
@@ -189,7 +191,7 @@ impl Decoder {
     ///
     /// # Errors
     /// The remote does not speak this line. Nothing can be decoded any more.
-    pub(crate) fn next(&mut self) -> Result<Option<Message>, WireFault> {
+    pub(crate) fn next(&mut self) -> Result<Option<Message>, FrameFault> {
         let Some(frame) = self.frames.next()? else {
             return Ok(None);
         };
@@ -229,11 +231,12 @@ pub(crate) fn encode(line: Line, message: &Message, into: &mut BytesMut) -> Resu
 ///
 /// # Errors
 /// It is no message of the handshake in this line.
-pub(crate) fn decode_handshake(line: Line, frame: &[u8]) -> Result<HandshakeMessage, WireFault> {
+pub(crate) fn decode_handshake(line: Line, frame: &[u8]) -> Result<HandshakeMessage, FrameFault> {
     match line {
         Line::V06 => v06::handshake(frame),
         Line::V07 => v07::handshake(frame),
     }
+    .map_err(|fault| fault.of("topic handshake"))
 }
 
 /// Writes the message as one frame behind what is in `into`.
@@ -298,6 +301,33 @@ pub(crate) fn check_count(what: &'static str, claimed: u64, limit: u64) -> Resul
         });
     }
     Ok(())
+}
+
+/// Which message of the remote's is none, and why. Always the remote's fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{frame}: {fault}")]
+pub(crate) struct FrameFault {
+    /// Its name, as far as it could be read.
+    pub(crate) frame: &'static str,
+    /// The rule that it breaks.
+    pub(crate) fault: WireFault,
+}
+
+/// A message whose name could not be read.
+pub(crate) const NAMELESS: &str = "a frame";
+
+/// In cutting the stream into frames.
+impl From<WireFault> for FrameFault {
+    fn from(fault: WireFault) -> Self {
+        fault.of(NAMELESS)
+    }
+}
+
+impl WireFault {
+    /// What is wrong with a message of this name.
+    pub(crate) fn of(self, frame: &'static str) -> FrameFault {
+        FrameFault { frame, fault: self }
+    }
 }
 
 /// Why bytes that the remote sent are no message. Always the remote's fault.

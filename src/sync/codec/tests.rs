@@ -78,7 +78,7 @@ fn decoded<'a>(
     let mut found = Vec::new();
     for piece in pieces {
         decoder.push(Bytes::copy_from_slice(piece));
-        while let Some(message) = decoder.next()? {
+        while let Some(message) = decoder.next().map_err(|it| it.fault)? {
             found.push(message);
         }
         assert!(decoder.held() <= limits.frame + piece.len());
@@ -203,7 +203,7 @@ fn a_frame_that_claims_too_much_is_refused_at_once() {
     let bomb = |line: Line, bytes: &[u8]| {
         let mut decoder = Decoder::new(line, Limits::of(line));
         decoder.push(Bytes::copy_from_slice(bytes));
-        let fault = decoder.next().unwrap_err();
+        let fault = decoder.next().unwrap_err().fault;
         assert!(
             matches!(
                 fault,

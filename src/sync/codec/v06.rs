@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{
-    HandshakeMessage, HaveReader, Heights, Limits, Message, WireFault,
+    FrameFault, HandshakeMessage, HaveReader, Heights, Limits, Message, NAMELESS, WireFault,
     cbor::{Reader, Write},
     insert_log,
 };
@@ -48,20 +48,43 @@ pub(super) fn write_handshake(message: &HandshakeMessage, into: &mut BytesMut) {
     }
 }
 
-pub(super) fn message(frame: &Bytes, limits: &Limits) -> Result<Message, WireFault> {
+pub(super) fn message(frame: &Bytes, limits: &Limits) -> Result<Message, FrameFault> {
+    let mut name = NAMELESS;
+    read_message(frame, limits, &mut name).map_err(|fault| fault.of(name))
+}
+
+/// Says what the message is called as soon as that is read.
+fn read_message(
+    frame: &Bytes,
+    limits: &Limits,
+    name: &mut &'static str,
+) -> Result<Message, WireFault> {
     let mut reader = Reader::new(frame);
     let message = match tagged(&mut reader)? {
         ("Sync", true) => match tagged(&mut reader)? {
-            ("Have", true) => Message::Have(have(&mut reader, limits)?),
-            ("PreSync", true) => pre_sync(&mut reader)?,
-            ("Operation", true) => operation(&mut reader)?,
+            ("Have", true) => {
+                *name = "Have";
+                Message::Have(have(&mut reader, limits)?)
+            }
+            ("PreSync", true) => {
+                *name = "PreSync";
+                pre_sync(&mut reader)?
+            }
+            ("Operation", true) => {
+                *name = "Operation";
+                operation(&mut reader)?
+            }
             ("Done", false) => Message::Done,
             _ => return Err(WireFault::Malformed("no message of the sync phase")),
         },
-        ("Live", true) => live(&mut reader, frame)?,
+        ("Live", true) => {
+            *name = "Live";
+            live(&mut reader, frame)?
+        }
         ("Close", false) => Message::Close,
         _ => return Err(WireFault::Malformed("no message of the sync protocol")),
     };
+    *name = message.name();
     reader.finish()?;
     Ok(message)
 }

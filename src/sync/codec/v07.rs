@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{
-    HandshakeMessage, HaveReader, Heights, Limits, Message, WireFault,
+    FrameFault, HandshakeMessage, HaveReader, Heights, Limits, Message, NAMELESS, WireFault,
     frames::HEAD,
     insert_log,
     postcard::{Reader, Write},
@@ -57,16 +57,33 @@ pub(super) fn write_handshake(message: &HandshakeMessage, into: &mut BytesMut) {
     });
 }
 
-pub(super) fn message(frame: &Bytes, limits: &Limits) -> Result<Message, WireFault> {
+pub(super) fn message(frame: &Bytes, limits: &Limits) -> Result<Message, FrameFault> {
+    let mut name = NAMELESS;
+    read_message(frame, limits, &mut name).map_err(|fault| fault.of(name))
+}
+
+/// Says what the message is called as soon as that is read.
+fn read_message(
+    frame: &Bytes,
+    limits: &Limits,
+    name: &mut &'static str,
+) -> Result<Message, WireFault> {
     let mut reader = Reader::new(frame);
     let message = match reader.byte()? {
         SYNC => match reader.byte()? {
-            HAVE => Message::Have(have(&mut reader, limits)?),
-            PRE_SYNC => Message::PreSync {
-                operations: reader.uint32()?,
-                bytes: u64::from(reader.uint32()?),
-            },
+            HAVE => {
+                *name = "Have";
+                Message::Have(have(&mut reader, limits)?)
+            }
+            PRE_SYNC => {
+                *name = "PreSync";
+                Message::PreSync {
+                    operations: reader.uint32()?,
+                    bytes: u64::from(reader.uint32()?),
+                }
+            }
             OPERATION => {
+                *name = "Operation";
                 let (header, body) = operation(&mut reader, frame)?;
                 Message::Operation { header, body }
             }
@@ -74,12 +91,14 @@ pub(super) fn message(frame: &Bytes, limits: &Limits) -> Result<Message, WireFau
             _ => return Err(WireFault::Malformed("no message of the sync phase")),
         },
         LIVE => {
+            *name = "Live";
             let (header, body) = operation(&mut reader, frame)?;
             Message::Live { header, body }
         }
         CLOSE => Message::Close,
         _ => return Err(WireFault::Malformed("no message of the sync protocol")),
     };
+    *name = message.name();
     reader.finish()?;
     Ok(message)
 }

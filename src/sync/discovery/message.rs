@@ -18,7 +18,8 @@ use crate::{
     identity::PeerId,
     log_store::Line,
     sync::codec::{
-        CborReader, CborWrite, PostcardReader, PostcardWrite, WireFault, check_count, framed,
+        CborReader, CborWrite, FrameFault, NAMELESS, PostcardReader, PostcardWrite, WireFault,
+        check_count, framed,
     },
 };
 
@@ -58,11 +59,13 @@ impl DiscoveryMessage {
         }
     }
 
-    pub(super) fn decode(line: Line, frame: &[u8]) -> Result<Self, WireFault> {
+    pub(super) fn decode(line: Line, frame: &[u8]) -> Result<Self, FrameFault> {
+        let mut name = NAMELESS;
         match line {
-            Line::V06 => decode_cbor(frame),
-            Line::V07 => decode_postcard(frame),
+            Line::V06 => decode_cbor(frame, &mut name),
+            Line::V07 => decode_postcard(frame, &mut name),
         }
+        .map_err(|fault| fault.of(name))
     }
 
     pub(super) fn encode(&self, line: Line, into: &mut BytesMut) {
@@ -137,16 +140,18 @@ const BOB_SALT_AND_HASHES: u8 = 1;
 const ALICE_HASHES: u8 = 2;
 const NODES: u8 = 3;
 
-fn decode_cbor(frame: &[u8]) -> Result<DiscoveryMessage, WireFault> {
+fn decode_cbor(frame: &[u8], name: &mut &'static str) -> Result<DiscoveryMessage, WireFault> {
     let mut reader = CborReader::new(frame);
     reader.map_of(1)?;
     let message = match reader.text()? {
         "AliceSaltHalf" => {
+            *name = "AliceSaltHalf";
             reader.map_of(1)?;
             reader.key("alice_salt_half")?;
             DiscoveryMessage::AliceSalt(reader.octets_of()?)
         }
         "BobSaltHalfAndHashedData" => {
+            *name = "BobSaltHalfAndHashedData";
             reader.map_of(2)?;
             reader.key("bob_salt_half")?;
             let salt = reader.octets_of()?;
@@ -154,11 +159,13 @@ fn decode_cbor(frame: &[u8]) -> Result<DiscoveryMessage, WireFault> {
             DiscoveryMessage::BobSaltAndHashes(salt, read_cbor_hashes(&mut reader)?)
         }
         "AliceHashedData" => {
+            *name = "AliceHashedData";
             reader.map_of(1)?;
             reader.key("topics_for_bob")?;
             DiscoveryMessage::AliceHashes(read_cbor_hashes(&mut reader)?)
         }
         "Nodes" => {
+            *name = "Nodes";
             reader.map_of(1)?;
             reader.key("transport_infos")?;
             let count = reader.map()?;
@@ -176,16 +183,24 @@ fn decode_cbor(frame: &[u8]) -> Result<DiscoveryMessage, WireFault> {
     Ok(message)
 }
 
-fn decode_postcard(frame: &[u8]) -> Result<DiscoveryMessage, WireFault> {
+fn decode_postcard(frame: &[u8], name: &mut &'static str) -> Result<DiscoveryMessage, WireFault> {
     let mut reader = PostcardReader::new(frame);
     let message = match reader.byte()? {
-        ALICE_SALT => DiscoveryMessage::AliceSalt(reader.raw()?),
+        ALICE_SALT => {
+            *name = "AliceSaltHalf";
+            DiscoveryMessage::AliceSalt(reader.raw()?)
+        }
         BOB_SALT_AND_HASHES => {
+            *name = "BobSaltHalfAndHashedData";
             let salt = reader.raw()?;
             DiscoveryMessage::BobSaltAndHashes(salt, read_postcard_hashes(&mut reader)?)
         }
-        ALICE_HASHES => DiscoveryMessage::AliceHashes(read_postcard_hashes(&mut reader)?),
+        ALICE_HASHES => {
+            *name = "AliceHashedData";
+            DiscoveryMessage::AliceHashes(read_postcard_hashes(&mut reader)?)
+        }
         NODES => {
+            *name = "Nodes";
             let count = reader.uint()?;
             check_count("infos", count, INFOS_MAX)?;
             let mut nodes = Nodes::default();

@@ -14,6 +14,8 @@
 //! shows is how many topics a side has.
 
 mod ephemeral;
+#[cfg(test)]
+mod fuzz;
 mod info;
 mod message;
 mod signing;
@@ -30,7 +32,7 @@ pub(crate) use self::info::InvalidInfo;
 pub(crate) use self::info::{Address, Stamp, TransportInfo};
 use self::message::{DiscoveryMessage, FRAME_MAX, Hashes, Nodes, Salt};
 use super::{
-    codec::{Frames, WireFault},
+    codec::{FrameFault, Frames},
     protocol::SyncError,
 };
 use crate::{
@@ -122,7 +124,7 @@ impl Discovery {
     /// The remote does not keep to the protocol.
     pub(crate) fn received(&mut self, bytes: Bytes) -> Result<(), DiscoveryError> {
         self.frames.push(bytes);
-        while let Some(frame) = self.frames.next()? {
+        while let Some(frame) = self.frames.next().map_err(FrameFault::from)? {
             self.message(DiscoveryMessage::decode(self.line, &frame)?)?;
         }
         if self.state == State::Done && self.frames.held() > 0 {
@@ -246,7 +248,7 @@ pub(crate) enum DiscoveryError {
     EndedEarly,
     /// No message at all.
     #[error(transparent)]
-    Encoding(#[from] WireFault),
+    Encoding(#[from] FrameFault),
 }
 
 #[cfg(test)]

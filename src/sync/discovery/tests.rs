@@ -12,7 +12,10 @@ use super::{
 };
 use crate::sync::{
     Fault,
-    codec::golden::{Golden, LINES},
+    codec::{
+        WireFault,
+        golden::{Golden, LINES},
+    },
 };
 
 const MICROS: u64 = 1_700_000_000_000_000;
@@ -47,7 +50,7 @@ fn decoded(line: Line, bytes: &[u8]) -> Result<Vec<DiscoveryMessage>, WireFault>
     frames.push(Bytes::copy_from_slice(bytes));
     let mut found = Vec::new();
     while let Some(frame) = frames.next()? {
-        found.push(DiscoveryMessage::decode(line, &frame)?);
+        found.push(DiscoveryMessage::decode(line, &frame).map_err(|it| it.fault)?);
     }
     Ok(found)
 }

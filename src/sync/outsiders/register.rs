@@ -223,6 +223,23 @@ mod tests {
     }
 
     #[test]
+    fn fuzzed_entries() {
+        use crate::fuzz::{Fuzz, Shape, bounded_by_serde};
+        let mut entry = Entry::new(peer(1));
+        entry.saw(&entry.addr.clone(), &Went::Well, 7);
+        let mut other = entry.clone();
+        let addr = PeerAddr::new(peer(1), [([127, 0, 0, 1], 4000).into()]);
+        other.saw(&addr, &Went::Wrong("no".to_owned()), 8);
+        other.name = Some("Ada".to_owned());
+        let corpus = [encode(&entry), encode(&other)];
+        Fuzz::new("register", Shape::Postcard, corpus).run(|bytes| {
+            if let Noted::Known(it) = bounded_by_serde(bytes, || decode::<Entry>(bytes)) {
+                assert_eq!(decode(&encode(&it)), Noted::Known(it));
+            }
+        });
+    }
+
+    #[test]
     fn an_entry_keeps_the_latest_and_stays_small() {
         let mut entry = Entry::new(peer(1));
         let at = |port| PeerAddr::new(peer(1), [([127, 0, 0, 1], port).into()]);

@@ -298,6 +298,32 @@ pub(crate) fn decode<T: for<'a> Deserialize<'a>>(value: &[u8]) -> Noted<T> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn fuzzed_notes_of_admission() {
+        use crate::fuzz::{Fuzz, Shape, bounded_by_serde};
+        let asked = Standing {
+            decision: Decision::Approved(Rights::PUSH),
+            wants: Rights::ALL,
+            line: Line::V06,
+            addr: PeerAddr::new(peer(1), [([127, 0, 0, 1], 4000).into()]),
+            at_ms: 300,
+        };
+        let rules = Admission::peers([peer(1), peer(2)]);
+        let corpus = [
+            encode(&Admission::everyone()),
+            encode(&rules),
+            encode(&asked),
+        ];
+        Fuzz::new("notes of admission", Shape::Postcard, corpus).run(|bytes| {
+            if let Noted::Known(it) = bounded_by_serde(bytes, || decode::<Admission>(bytes)) {
+                assert_eq!(decode(&encode(&it)), Noted::Known(it));
+            }
+            if let Noted::Known(it) = bounded_by_serde(bytes, || decode::<Standing>(bytes)) {
+                assert_eq!(decode(&encode(&it)), Noted::Known(it));
+            }
+        });
+    }
+
     fn peer(at: u8) -> PeerId {
         PeerId::from_bytes([at; 32])
     }

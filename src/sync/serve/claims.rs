@@ -397,4 +397,25 @@ mod tests {
             assert_eq!(decode(&bytes.slice(..cut)), None);
         }
     }
+
+    #[test]
+    fn fuzzed_claims() {
+        use crate::fuzz::{Fuzz, Shape, bounded_by_serde};
+        let claim = Claim {
+            server: None,
+            addr: PeerAddr::new(PeerId::from_bytes([1; 32]), [([127, 0, 0, 1], 4000).into()]),
+            topics: vec![
+                (Topic::named("cats"), Line::V07),
+                (Topic::named("dogs"), Line::V06),
+            ],
+        };
+        let bytes = postcard::to_stdvec(&claim).expect("it is encodable");
+        Fuzz::new("claims", Shape::Postcard, [bytes]).run(|bytes| {
+            let value = Bytes::copy_from_slice(bytes);
+            if let Some(it) = bounded_by_serde(bytes, || decode(&value)) {
+                let again = postcard::to_stdvec(&it).expect("it is encodable");
+                assert_eq!(decode(&again.into()), Some(it));
+            }
+        });
+    }
 }

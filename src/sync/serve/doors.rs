@@ -262,4 +262,21 @@ mod tests {
             assert_eq!(decode(&bytes.slice(..cut)), None);
         }
     }
+
+    #[test]
+    fn fuzzed_doors() {
+        use crate::fuzz::{Fuzz, Shape, bounded_by_serde};
+        let door = Door {
+            addr: PeerAddr::new(PeerId::from_bytes([1; 32]), [([127, 0, 0, 1], 4000).into()]),
+            infos: vec![(Line::V07, Bytes::from_static(&[1, 2, 3]))],
+        };
+        let bytes = postcard::to_stdvec(&door).expect("it is encodable");
+        Fuzz::new("doors", Shape::Postcard, [bytes]).run(|bytes| {
+            let value = Bytes::copy_from_slice(bytes);
+            if let Some(it) = bounded_by_serde(bytes, || decode(&value)) {
+                let again = postcard::to_stdvec(&it).expect("it is encodable");
+                assert_eq!(decode(&again.into()), Some(it));
+            }
+        });
+    }
 }

@@ -13,7 +13,8 @@ use super::{Misbehaviour, SessionError};
 use crate::{
     log_store::{Line, Topic},
     sync::codec::{
-        self, Frames, HANDSHAKE_FRAME_MAX, HandshakeMessage, WireFault, line_of_first_byte,
+        self, FrameFault, Frames, HANDSHAKE_FRAME_MAX, HandshakeMessage, WireFault,
+        line_of_first_byte,
     },
 };
 
@@ -75,7 +76,8 @@ impl Handshake {
         };
         if self.frames.is_none() {
             let line = line_of_first_byte(*first)
-                .ok_or(WireFault::Malformed("no topic handshake of any line"))?;
+                .ok_or(WireFault::Malformed("no topic handshake of any line"))
+                .map_err(FrameFault::from)?;
             self.frames = Some((line, Frames::new(line, HANDSHAKE_FRAME_MAX)));
         }
         if let Some((_, frames)) = &mut self.frames {
@@ -83,7 +85,7 @@ impl Handshake {
         }
         while let Some((line, frames)) = &mut self.frames {
             let line = *line;
-            let Some(frame) = frames.next()? else {
+            let Some(frame) = frames.next().map_err(FrameFault::from)? else {
                 if self.state == State::Done && frames.held() > 0 {
                     return Err(Misbehaviour::AfterTheEnd.into());
                 }

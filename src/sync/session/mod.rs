@@ -33,7 +33,7 @@ pub(crate) use self::{
     plan::{Budget, Plan, Range},
 };
 use super::{
-    codec::{Decoder, Heights, Limits, Message, TooLong, WireFault},
+    codec::{Decoder, FrameFault, Heights, Limits, Message, TooLong},
     protocol::SyncError,
 };
 use crate::log_store::Line;
@@ -487,7 +487,7 @@ pub(crate) enum SessionError {
     Misbehaved(#[from] Misbehaviour),
     /// The remote sent what is no message.
     #[error(transparent)]
-    Encoding(#[from] WireFault),
+    Encoding(#[from] FrameFault),
     /// A message of ours is too long to be sent.
     #[error(transparent)]
     TooLong(#[from] TooLong),

@@ -16,7 +16,7 @@ fn raw(header: &'static str, body: Option<&'static str>) -> RawOperation {
 }
 
 /// One of each, with their bytes: 32 bytes of one value are written `value*32`.
-fn golden() -> Vec<(Frame, &'static str)> {
+pub(super) fn golden() -> Vec<(Frame, &'static str)> {
     [golden_of_clients(), golden_of_servers()].concat()
 }
 
@@ -183,8 +183,11 @@ fn only_a_single_operation_may_be_longer_than_a_run() {
     let two = frame(vec![long, raw("a", None)]);
     let fault = Frame::decode(&two.encode()[4..]);
     assert!(
-        matches!(fault, Err(WireFault::TooLarge { .. })),
-        "{fault:?}"
+        matches!(
+            fault.map_err(|it| it.fault),
+            Err(WireFault::TooLarge { .. })
+        ),
+        "two"
     );
 }
 
@@ -193,6 +196,28 @@ fn a_frame_longer_than_the_limit_is_refused_by_its_length_alone() {
     let mut cut = frames(1_000);
     cut.push(Bytes::from_static(&[0, 0, 3, 233]));
     assert!(matches!(cut.next(), Err(WireFault::TooLarge { .. })));
+}
+
+#[test]
+fn a_request_is_known_by_its_first_bytes() {
+    let Frame::Pull(mut request) = golden().swap_remove(0).0 else {
+        panic!("the first is a Pull");
+    };
+    let short = Frame::Push {
+        topic: request.topic,
+        line: None,
+    };
+    for frame in [short, Frame::End] {
+        assert_eq!(Opening::of(&frame.encode()[..4]), Opening::Other);
+    }
+    request.have = vec![request.have[0]; 1_000];
+    let topic = request.topic;
+    let pull = Frame::Pull(request).encode();
+    for length in 0..37 {
+        assert_eq!(Opening::of(&pull[..length]), Opening::More);
+    }
+    assert_eq!(Opening::of(&pull[..37]), Opening::Pull(topic));
+    assert_eq!(Opening::of(&[0, 0, 1, 0, 2]), Opening::Other, "a Batch");
 }
 
 #[test]

@@ -218,13 +218,12 @@ fn bombs_are_encoding_faults_of_the_remote() {
         let mut session = Session::new(line, Role::Acceptor, Limits::of(line));
         session.received(Bytes::copy_from_slice(bytes));
         let error = session.poll_event().unwrap_err();
+        let SessionError::Encoding(fault) = error else {
+            panic!("{line:?} {bytes:02x?}: {error}");
+        };
         let bomb = matches!(
-            error,
-            SessionError::Encoding(
-                WireFault::TooLarge { .. }
-                    | WireFault::TooMany { .. }
-                    | WireFault::IntegerTooLarge(_)
-            )
+            fault.fault,
+            WireFault::TooLarge { .. } | WireFault::TooMany { .. } | WireFault::IntegerTooLarge(_)
         );
         assert!(bomb, "{line:?} {bytes:02x?}: {error}");
         assert!(matches!(
@@ -256,6 +255,7 @@ fn a_have_without_end_is_cut_at_the_limit() {
             claimed: 101,
             limit: 100,
         };
+        let fault = fault.of("Have");
         assert_eq!(session.poll_event(), Err(SessionError::Encoding(fault)));
     }
 }
