@@ -5,7 +5,7 @@ use std::{io, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    machine::NoteRefused,
+    machine::{NoteRefused, TOPIC_AUTHORS_MAX},
     operation::{Line, OperationId, Refused},
 };
 use crate::group::{ExecuteError, NotApplied, QueryError, Stopped};
@@ -104,6 +104,12 @@ pub enum ChainRefused {
     /// The last sequence number is taken.
     #[error("the log has reached the last sequence number: its author must begin another one")]
     LogFull,
+    /// The topic has as many authors as one may, and its author is none of them.
+    #[error(
+        "the topic has {TOPIC_AUTHORS_MAX} authors, as many as one may, and its author is none of \
+         them: take authors out of it that are not wanted, or write to another topic"
+    )]
+    TooManyAuthors,
 }
 
 /// Why a command on a topic changed nothing. The order of the variants is format.
@@ -125,6 +131,11 @@ pub enum LogRefused {
     /// An append carries more operations than members agree to take in one.
     #[error("an append carries more operations than one may: split it")]
     TooMany,
+    /// The author's log would be one more than a topic may have.
+    #[error(
+        "the topic has {TOPIC_AUTHORS_MAX} authors, as many as one may: take others out of it first"
+    )]
+    TooManyAuthors,
 }
 
 /// What the log store could not do.

@@ -442,9 +442,11 @@ impl Chunk {
 fn check(mut chunk: Chunk, view: &TableView, topic: Topic) -> Result<Chunk, LogError> {
     let asked = chunk.ours();
     let ids = asked.iter().map(|at| chunk.operations[*at].id());
-    let (record, numbers) = view.read(|moment| {
+    let authors = asked.iter().map(|at| chunk.operations[*at].author());
+    let (record, numbers, strangers) = view.read(|moment| {
         let record = reader::topic(moment, topic)?;
-        Ok::<_, std::io::Error>((record, reader::numbers(moment, ids)?))
+        let strangers = reader::strangers(moment, topic, authors)?;
+        Ok::<_, std::io::Error>((record, reader::numbers(moment, ids)?, strangers))
     })??;
     let line = record.filter(|it| it.next > 0).map(|it| it.line);
     for (at, number) in asked.into_iter().zip(numbers) {
@@ -453,6 +455,9 @@ fn check(mut chunk: Chunk, view: &TableView, topic: Topic) -> Result<Chunk, LogE
         } else if let Some(line) = line.filter(|it| *it != chunk.operations[at].line()) {
             let refused = LogRefused::OtherLine { line };
             chunk.fates[at] = Fate::Known(Outcome::Refused(Refusal::Topic(refused)));
+        } else if strangers.contains(&chunk.operations[at].author()) {
+            let refused = ChainRefused::TooManyAuthors;
+            chunk.fates[at] = Fate::Known(Outcome::Refused(refused.into()));
         } else if let Some(refused) = lacks_body(&chunk.operations[at]) {
             chunk.fates[at] = Fate::Known(Outcome::Refused(Refusal::Invalid(refused)));
         }

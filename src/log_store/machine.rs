@@ -1,5 +1,6 @@
 //! The log store's machine: which operations are taken, and what is written for them.
 
+mod authors;
 mod command;
 #[cfg(test)]
 mod model;
@@ -7,6 +8,8 @@ mod notes;
 
 use std::{collections::BTreeMap, convert::Infallible, io, ops::ControlFlow, sync::Arc};
 
+pub use self::authors::TOPIC_AUTHORS_MAX;
+use self::authors::authors;
 pub use self::command::{APPEND_OPERATIONS_MAX, LogCommand, LogOutput, OutcomeRun, RawOperation};
 use self::command::{Runs, Taken};
 pub use self::notes::{
@@ -36,6 +39,7 @@ const SWEEP_OPERATIONS: usize = 512;
 /// - the topic is open and of the operation's line, and the log id is the topic's;
 /// - it follows the last of its log: the next sequence number, and the backlink names the last. An
 ///   operation with the prune flag may leave a gap; what is below it is then gone;
+/// - its author is one of the topic's, or there are fewer than [`TOPIC_AUTHORS_MAX`] of them;
 /// - an operation that is held already changes nothing; another one in its place is a fork, and
 ///   refused.
 ///
@@ -131,7 +135,16 @@ impl LogStore {
         }
         let mut head = self.head(log, author);
         let head = head.get_or_insert_with(|| Head::new(record.line));
+        let counted = authors::counts(head);
         head.associated = associated;
+        let counts = authors::counts(head);
+        if counted != counts {
+            let authors = self.authors(topic);
+            if counts && authors >= TOPIC_AUTHORS_MAX {
+                return LogOutput::Refused(LogRefused::TooManyAuthors);
+            }
+            self.put_authors(topic, authors + u32::from(counts) - u32::from(counted));
+        }
         self.put_head(log, author, head);
         LogOutput::Done
     }
@@ -149,6 +162,7 @@ impl LogStore {
             line: record.line,
             next: record.next,
             heads: BTreeMap::new(),
+            authors: None,
             pruned: false,
         };
         let mut runs = Runs::default();
@@ -166,6 +180,9 @@ impl LogStore {
                 if let (Some(head), true) = (head, changed) {
                     self.put_head(appending.log, *author, head);
                 }
+            }
+            if let Some(authors) = appending.authors {
+                self.put_authors(topic, authors);
             }
             self.put_topic(topic, &record);
         }
@@ -381,6 +398,8 @@ struct Appending<'a> {
     next: u64,
     /// The heads met, and whether they changed. At most one an operation.
     heads: BTreeMap<Author, (Option<Head>, bool)>,
+    /// How many authors the topic has, once that matters.
+    authors: Option<u32>,
     /// Whether there is something new to be swept.
     pruned: bool,
 }
@@ -407,8 +426,17 @@ impl Appending<'_> {
         if head.is_some_and(|it| !it.associated) {
             return Err(ChainRefused::Dissociated);
         }
+        if held.is_none() {
+            let count = self.authors.get_or_insert_with(|| authors(table, log));
+            if *count >= TOPIC_AUTHORS_MAX {
+                return Err(ChainRefused::TooManyAuthors);
+            }
+        }
         if !operation.prune() {
             follows(&operation, held.as_ref())?;
+        }
+        if held.is_none() {
+            self.authors = self.authors.map(|it| it + 1);
         }
         let bytes_before = held.map_or(0, |it| it.bytes_through);
         let goes_on = held.filter(|_| !operation.prune());

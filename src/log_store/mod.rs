@@ -34,7 +34,7 @@ pub use self::{
     machine::{
         APPEND_OPERATIONS_MAX, Expected, LogCommand, LogOutput, LogStore, LogView,
         NOTE_NAME_BYTES_MAX, NOTE_VALUE_BYTES_MAX, NOTES_MAX, NoteRefused, NoteVersion, OutcomeRun,
-        RawOperation,
+        RawOperation, TOPIC_AUTHORS_MAX,
     },
     operation::{
         Author, AuthorKey, BODY_BYTES_MAX, Draft, Field, HEADER_BYTES_MAX, Line, LogId, Operation,
@@ -171,7 +171,8 @@ impl Logs {
     ///
     /// # Errors
     /// [`LogRefused::OtherLog`] within [`LogError::Refused`] for any log but [`Topic::log_id`], for
-    /// stock nodes see no other; else as of [`LogError`].
+    /// stock nodes see no other; [`LogRefused::TooManyAuthors`] where the topic has
+    /// [`TOPIC_AUTHORS_MAX`] others; else as of [`LogError`].
     pub async fn associate(
         &self,
         topic: Topic,
@@ -183,7 +184,8 @@ impl Logs {
     }
 
     /// Takes an author's log out of the topic: its height is not named any more, and its new
-    /// operations are refused. What it holds can still be read.
+    /// operations are refused. What it holds can still be read. It makes room for another author,
+    /// where the topic has [`TOPIC_AUTHORS_MAX`].
     ///
     /// # Errors
     /// As of [`LogError`].

@@ -3,7 +3,7 @@
 //! Every function reads one moment of the table, so what it answers belongs together.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     io,
     ops::ControlFlow,
 };
@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    machine::NoteVersion,
+    machine::{NoteVersion, TOPIC_AUTHORS_MAX},
     operation::{Author, Line, LogId, Operation, OperationId, Topic},
     table::{self, Head, Held, OperationRecord, Place, TopicRecord, note},
 };
@@ -49,6 +49,32 @@ pub(super) fn topics(moment: &Moment<'_>) -> io::Result<Vec<(Topic, Line)>> {
         }
         Ok(ControlFlow::Continue(()))
     })?;
+    Ok(found)
+}
+
+/// How many authors a topic has, where that was written down.
+pub(super) fn authors(moment: &Moment<'_>, topic: Topic) -> io::Result<Option<u32>> {
+    let value = moment.get(&table::authors_key(topic.log_id()))?;
+    value.map(|it| table::decode_authors(&it)).transpose()
+}
+
+/// Those of the authors that a topic has no room for: they are none of its own, and it is full.
+/// Looked up before anything is proposed, so that making up authors costs the group nothing.
+pub(super) fn strangers(
+    moment: &Moment<'_>,
+    topic: Topic,
+    authors: impl Iterator<Item = Author>,
+) -> io::Result<BTreeSet<Author>> {
+    let mut found = BTreeSet::new();
+    if self::authors(moment, topic)?.is_none_or(|it| it < TOPIC_AUTHORS_MAX) {
+        return Ok(found);
+    }
+    for author in authors.collect::<BTreeSet<_>>() {
+        let head = head(moment, author, topic.log_id())?;
+        if head.is_none_or(|it| it.held.is_none()) {
+            found.insert(author);
+        }
+    }
     Ok(found)
 }
 

@@ -14,6 +14,7 @@
 //! 06 ‖ log 32 ‖ author 32              sweep: seq 4, the lowest pruned that may be left
 //! 07 ‖ name                            note: index 8 ‖ offset 4 of its last change ‖ value
 //! 08                                   notes: count 8 ‖ index 8 ‖ offset 4 of the last change
+//! 09 ‖ log 32                          authors: count 4, of heads that hold and were not taken out
 //! ```
 //!
 //! Numbers are big-endian, so that keys are ordered as they count. A topic's log has one id,
@@ -42,6 +43,7 @@ const OPERATION: u8 = 3;
 const PLACE: u8 = 4;
 const ORDER: u8 = 5;
 const SWEEP: u8 = 6;
+const AUTHORS: u8 = 9;
 
 /// Of a head: the log was taken out of its topic.
 const DISSOCIATED: u8 = 1;
@@ -126,6 +128,10 @@ pub(super) fn order_key(log: LogId, number: u64) -> Vec<u8> {
 
 pub(super) fn sweep_key(log: LogId, author: Author) -> Vec<u8> {
     key(SWEEP, &[log.as_bytes(), author.as_bytes()])
+}
+
+pub(super) fn authors_key(log: LogId) -> Vec<u8> {
+    key(AUTHORS, &[log.as_bytes()])
 }
 
 /// From the first to behind the last key of all topics.
@@ -371,6 +377,19 @@ pub(super) fn decode_sweep(bytes: &[u8]) -> io::Result<u32> {
     let seq = from.u32()?;
     from.end()?;
     Ok(seq)
+}
+
+pub(super) fn encode_authors(count: u32) -> Vec<u8> {
+    let mut out = vec![VERSION];
+    out.put_u32(count);
+    out
+}
+
+pub(super) fn decode_authors(bytes: &[u8]) -> io::Result<u32> {
+    let mut from = Fields::of_record(bytes, "authors")?;
+    let count = from.u32()?;
+    from.end()?;
+    Ok(count)
 }
 
 fn key(tag: u8, parts: &[&[u8]]) -> Vec<u8> {

@@ -1,7 +1,10 @@
 //! The way in, as far as it goes without a group: order, claims, what is under way.
 
 use super::{flight::Outcomes, *};
-use crate::log_store::{Line, mint::Writer};
+use crate::{
+    log_store::{Line, mint::Writer},
+    machine::StateMachine,
+};
 
 fn writer(number: u8) -> Writer {
     Writer::new(number, Topic::named("cats"), Line::V07)
@@ -15,6 +18,46 @@ fn each_log_is_sorted_in_its_own_places() {
     let came = [a2, b0, a0.clone(), b1, a1, a0];
     // Places 0, 2, 4, 5 are the first author's: 0, 0, 1, 2 of them, the first of equals first.
     assert_eq!(in_order(&came), [2, 1, 5, 3, 4, 0]);
+}
+
+/// Nothing that the group refuses for sure is proposed to it.
+#[tokio::test]
+async fn a_new_author_of_a_full_topic_is_refused_before_it_is_proposed() {
+    let topic = Topic::named("cats");
+    let mut store = LogStore::new();
+    let at = crate::machine::Position {
+        term: 1,
+        index: 1,
+        offset: 0,
+    };
+    let line = Line::V07;
+    store.apply(at, LogCommand::OpenTopic { topic, line });
+    let (mut known, mut stranger) = (writer(1), writer(2));
+    let first = known.next("a");
+    let operations = vec![RawOperation {
+        header: first.header().clone(),
+        body: first.body().cloned(),
+    }];
+    store.apply(at, LogCommand::Append { topic, operations });
+    let fates = async |store: &LogStore, operations: Vec<Operation>| {
+        let in_flight = Arc::<InFlight>::default();
+        let room = in_flight.room(&operations, true).await.expect("there is");
+        let chunk = Chunk::cut(operations, topic, usize::MAX, in_flight, room);
+        let chunk = check(chunk, &store.view().table, topic).expect("it is readable");
+        let told = |fate: &Fate| match fate {
+            Fate::Known(outcome) => Some(outcome.clone()),
+            Fate::Ours | Fate::Theirs(_) => None,
+        };
+        chunk.fates.iter().map(told).collect::<Vec<_>>()
+    };
+    let operations = vec![first, known.next("b"), stranger.next("a")];
+    let held = Some(Outcome::Held { number: 0 });
+    let told = fates(&store, operations.clone()).await;
+    assert_eq!(told, [held.clone(), None, None]);
+    store.fill_with_authors(topic);
+    let refused = Some(Outcome::Refused(ChainRefused::TooManyAuthors.into()));
+    let told = fates(&store, operations).await;
+    assert_eq!(told, [held, None, refused]);
 }
 
 #[test]

@@ -74,10 +74,11 @@ fn commits(store: &LogStore) -> Vec<(u64, u32)> {
     }
 }
 
+/// What is in the table, without the count of authors.
 fn keys(store: &LogStore) -> usize {
     let mut count = 0;
-    store.table.scan(&[], &[], Order::Ascending, &mut |_, _| {
-        count += 1;
+    store.table.scan(&[], &[], Order::Ascending, &mut |key, _| {
+        count += usize::from(key[0] != 9);
         ControlFlow::Continue(())
     });
     count
@@ -512,4 +513,80 @@ fn outputs_are_frozen_and_small() {
     frozen(LogOutput::Refused(LogRefused::OtherLine { line }), "040100");
     frozen(LogOutput::Refused(LogRefused::OtherLog), "0402");
     frozen(LogOutput::Refused(LogRefused::TooMany), "0403");
+}
+
+/// What a topic is that has so many authors, as the table says it.
+fn with_authors(count: u32) -> LogStore {
+    let store = opened(Line::V07);
+    store.put_authors(topic(), count);
+    store
+}
+
+fn too_many() -> Vec<OutcomeRun> {
+    vec![OutcomeRun::Refused(ChainRefused::TooManyAuthors)]
+}
+
+#[test]
+fn authors_beyond_the_limit_are_refused_and_the_others_go_on() {
+    let mut store = with_authors(TOPIC_AUTHORS_MAX - 1);
+    let mut last = Writer::new(1, topic(), Line::V07);
+    let mut more = Writer::new(2, topic(), Line::V07);
+    assert_eq!(append(&mut store, &last.many(2)), [appended(0, 2)]);
+    let first = more.next("one too many");
+    assert_eq!(append(&mut store, [&first]), too_many());
+    // Also behind a gap, or its sender would send what is before it.
+    assert_eq!(append(&mut store, [&more.next("behind")]), too_many());
+    assert_eq!(append(&mut store, [&more.prune("flagged")]), too_many());
+    assert_eq!(append(&mut store, &last.many(2)), [appended(2, 2)]);
+    assert_eq!(store.authors(topic()), TOPIC_AUTHORS_MAX);
+}
+
+#[test]
+fn taking_an_author_out_makes_room() {
+    let mut store = with_authors(TOPIC_AUTHORS_MAX - 1);
+    let (topic, log) = (topic(), topic().log_id());
+    let mut writer = Writer::new(1, topic, Line::V07);
+    let author = writer.author();
+    append(&mut store, [&writer.next("a")]);
+    let dissociate = LogCommand::Dissociate { topic, author };
+    assert_eq!(store.apply(AT, dissociate.clone()), LogOutput::Done);
+    assert_eq!(store.apply(AT, dissociate), LogOutput::Done, "counted once");
+    assert_eq!(store.authors(topic), TOPIC_AUTHORS_MAX - 1);
+    let mut other = Writer::new(2, topic, Line::V07);
+    assert_eq!(append(&mut store, [&other.next("a")]), [appended(1, 1)]);
+    let associate = LogCommand::Associate { topic, author, log };
+    let refused = LogOutput::Refused(LogRefused::TooManyAuthors);
+    assert_eq!(store.apply(AT, associate.clone()), refused);
+    let author = other.author();
+    store.apply(AT, LogCommand::Dissociate { topic, author });
+    assert_eq!(store.apply(AT, associate), LogOutput::Done);
+    assert_eq!(append(&mut store, [&writer.next("b")]), [appended(2, 1)]);
+}
+
+#[test]
+fn authors_of_a_store_from_before_the_limit_are_counted() {
+    let mut store = opened(Line::V07);
+    for number in 1..=3 {
+        append(
+            &mut store,
+            [&Writer::new(number, topic(), Line::V07).next("a")],
+        );
+    }
+    store.table.delete(&table::authors_key(topic().log_id()));
+    let author = Writer::new(3, topic(), Line::V07).author();
+    let topic = topic();
+    store.apply(AT, LogCommand::Dissociate { topic, author });
+    assert_eq!(store.authors(topic), 2);
+    append(&mut store, [&Writer::new(4, topic, Line::V07).next("a")]);
+    assert_eq!(store.authors(topic), 3);
+}
+
+#[test]
+fn refusals_that_were_written_before_keep_their_bytes() {
+    let bytes = |refused: &ChainRefused| postcard::to_stdvec(refused).expect("it is plain data");
+    assert_eq!(bytes(&ChainRefused::LogFull), [7]);
+    assert_eq!(bytes(&ChainRefused::TooManyAuthors), [8]);
+    let bytes = |refused: &LogRefused| postcard::to_stdvec(refused).expect("it is plain data");
+    assert_eq!(bytes(&LogRefused::TooMany), [3]);
+    assert_eq!(bytes(&LogRefused::TooManyAuthors), [4]);
 }

@@ -121,6 +121,9 @@ fn places_orders_and_sweeps_are_frozen_and_come_back() {
     assert_eq!(decode_order(&order).expect("a record"), (AUTHOR, 258));
     assert_eq!(hex(encode_sweep(258)), "0100000102");
     assert_eq!(decode_sweep(&encode_sweep(258)).expect("a record"), 258);
+    assert_eq!(hex(authors_key(LOG)), format!("09{}", of(2)));
+    assert_eq!(hex(encode_authors(258)), "0100000102");
+    assert_eq!(decode_authors(&encode_authors(258)).expect("a record"), 258);
 }
 
 #[test]

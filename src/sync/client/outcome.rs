@@ -128,6 +128,8 @@ pub enum PushRule {
     /// It is larger than one command of the group may be. Taken once the group allows more; or sign
     /// it anew with a smaller body.
     TooLarge,
+    /// The topic has as many authors as one may, and this one is none of them.
+    TooManyAuthors,
     /// A rule that this version does not know; the text says more.
     Other,
 }
@@ -142,6 +144,7 @@ coded!(PushRule {
     LogFull = 7,
     Topic = 8,
     TooLarge = 9,
+    TooManyAuthors = 10,
 });
 
 impl From<Refusal> for PushRefused {
@@ -158,6 +161,8 @@ impl From<Refusal> for PushRefused {
             }
             Refusal::Chain(ChainRefused::Pruned { .. }) => PushRule::Pruned,
             Refusal::Chain(ChainRefused::LogFull) => PushRule::LogFull,
+            Refusal::Chain(ChainRefused::TooManyAuthors)
+            | Refusal::Topic(LogRefused::TooManyAuthors) => PushRule::TooManyAuthors,
             Refusal::Topic(_) => PushRule::Topic,
             Refusal::TooLarge { .. } => PushRule::TooLarge,
         };

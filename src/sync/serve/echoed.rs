@@ -6,10 +6,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::log_store::{Author, Heights};
+use crate::{
+    log_store::{Author, Heights, TOPIC_AUTHORS_MAX},
+    sync::codec::HAVE_AUTHORS_MAX,
+};
 
 /// Authors of one peer in one topic; beyond, the first ones are asked for again.
 const ECHOED_MAX: usize = 256;
+const _: () = assert!(
+    TOPIC_AUTHORS_MAX as u64 + ECHOED_MAX as u64 <= HAVE_AUTHORS_MAX,
+    "what is held, and what is echoed besides, can be said in one Have"
+);
 /// How long: then it may send them again, for what was wrong may have been mended.
 const ECHOED_FOR: Duration = Duration::from_mins(10);
 
