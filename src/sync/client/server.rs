@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use super::{
-    frames::{FRAME_MAX, Frame, LOGS_MAX},
+    frames::{FRAME_MAX, Frame, LOGS_MAX, Opening, STRANGER_FRAME_MAX},
     outcome::Denied,
     stream::{self, FrameReader, StreamFault, at_slowest},
 };
@@ -161,7 +161,7 @@ where
     R: AsyncRead + Unpin + Send,
     W: AsyncWrite + Unpin + Send,
 {
-    let mut reader = FrameReader::new(read, FRAME_MAX);
+    let mut reader = FrameReader::new(read, STRANGER_FRAME_MAX);
     let served = session(&mut reader, &mut write, (logs, meter), limits).await;
     match &served {
         // Much of what was sent last may still be before it.
@@ -193,17 +193,28 @@ where
     R: AsyncRead + Unpin + Send,
     W: AsyncWrite + Unpin + Send,
 {
+    let mut admitted = None;
+    // Whoever is not let in has no more than that held for it, whatever it sends.
+    if let Opening::Pull(topic) = reader.opening(limits.request_within).await? {
+        admitted = Some(admit(topic, Access::Pull).map_err(ServeError::denied)?);
+        reader.limit(FRAME_MAX);
+    }
     match reader.next_frame(limits.request_within).await? {
         None => Ok(()),
         Some(Frame::Pull(request)) => {
             if request.have.len() > limits.logs_max {
                 return Err(ServeError::denied(Denied::TooManyLogs));
             }
-            let logs = admit(request.topic, Access::Pull).map_err(ServeError::denied)?;
+            let logs = match admitted {
+                Some(logs) => logs,
+                None => admit(request.topic, Access::Pull).map_err(ServeError::denied)?,
+            };
+            reader.limit(FRAME_MAX);
             pull::serve(reader, write, logs, request, limits).await
         }
         Some(Frame::Push { topic, line }) => {
             let logs = admit(topic, Access::Push).map_err(ServeError::denied)?;
+            reader.limit(FRAME_MAX);
             push::serve(reader, write, logs, (topic, line), limits, meter).await
         }
         Some(other) => Err(ServeError::unexpected(other.name())),

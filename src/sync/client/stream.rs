@@ -12,8 +12,8 @@ use tokio::{
 };
 
 use super::{
-    super::codec::{Frames, WireFault},
-    frames::{Frame, frames},
+    super::codec::{FrameFault, Frames},
+    frames::{Frame, Opening, frames},
 };
 
 /// How much is read at once.
@@ -78,6 +78,27 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         }
     }
 
+    /// From the next frame on, takes frames of up to so many bytes.
+    pub(crate) fn limit(&mut self, limit: usize) {
+        self.cut.limit(limit);
+    }
+
+    /// What the first frame is, as soon as that is known: little more was read of it then. To be
+    /// asked before anything else. Cancel-safe, as [`FrameReader::next_within`].
+    pub(crate) async fn opening(&mut self, still_max: Duration) -> StreamResult<Opening> {
+        let mut progress = Progress::new(still_max);
+        loop {
+            let opening = Opening::of(&self.buffer);
+            if opening != Opening::More {
+                return Ok(opening);
+            }
+            self.buffer.reserve(READ_BYTES);
+            if progress.of(self.read.read_buf(&mut self.buffer)).await? == 0 {
+                return Ok(opening);
+            }
+        }
+    }
+
     /// The next frame without its length; `None` at the end of the stream. It may take as long as
     /// it likes. Cancel-safe.
     pub(crate) async fn next(&mut self) -> StreamResult<Option<Bytes>> {
@@ -89,7 +110,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     pub(crate) async fn next_within(&mut self, still_max: Duration) -> StreamResult<Option<Bytes>> {
         let mut progress = Progress::new(still_max);
         loop {
-            if let Some(frame) = self.cut.next()? {
+            if let Some(frame) = self.cut.next().map_err(FrameFault::from)? {
                 return Ok(Some(frame));
             }
             if !self.buffer.is_empty() {
@@ -161,7 +182,7 @@ pub(crate) enum StreamFault {
     #[error("nothing moved for {}s, or too little", after.as_secs_f32())]
     Still { after: Duration },
     #[error(transparent)]
-    Wire(#[from] WireFault),
+    Wire(#[from] FrameFault),
 }
 
 #[cfg(test)]

@@ -4,3 +4,4 @@ mod member;
 mod pulls;
 mod pushes;
 mod runs;
+mod strangers;
