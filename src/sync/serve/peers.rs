@@ -16,6 +16,7 @@ use rand::seq::IteratorRandom;
 use tokio::sync::Notify;
 
 use super::{
+    aside::Aside,
     echoed::Echoed,
     pacer::{ChunkBounds, Pacer, Seen, Turn},
 };
@@ -36,23 +37,6 @@ const TOPICS_MAX: usize = 256;
 
 /// When there is no room in the table for a peer that is served all the same.
 const NO_ROOM: Duration = Duration::from_secs(5);
-
-/// What unmodified nodes were seen to keep: one of line 0.6 that is sent 400 at once takes nothing
-/// any more, for good; one of line 0.7 kept 1,000. What a node writes itself at the same time goes
-/// through the same pipeline, so there is room for that.
-fn bounds(line: Line) -> ChunkBounds {
-    let (start, max) = match line {
-        Line::V06 => (128, 200),
-        Line::V07 => (250, 500),
-    };
-    ChunkBounds {
-        start,
-        min: 8,
-        max,
-        start_bytes: 4 * 1024 * 1024,
-        max_bytes: 16 * 1024 * 1024,
-    }
-}
 
 pub(super) struct Peers {
     table: Mutex<BTreeMap<PeerId, Peer>>,
@@ -106,6 +90,8 @@ pub(super) struct Served {
     pub(super) completed: u64,
     /// Logs that the peer is not to send: named to it as high as it holds them.
     echoed: Echoed,
+    /// Logs that the peer does not take.
+    aside: Aside,
     pub(super) told: Told,
 }
 
@@ -122,6 +108,7 @@ pub(super) struct Told {
     pub(super) refused: u64,
     pub(super) put_off: u64,
     pub(super) missing: Option<u64>,
+    pub(super) set_aside: u64,
     pub(super) last_success: Option<SystemTime>,
     pub(super) last_error: Option<String>,
 }
@@ -189,7 +176,11 @@ impl Peers {
                 .collect();
             // Some at a time: to look through the whole table for each newcomer costs too much.
             least.sort_unstable();
-            least.truncate(FORGOTTEN_AT_ONCE);
+            // Whoever was served well lately goes for one that is wanted, and nobody with it.
+            let lately =
+                |it: &(Rank, Instant, PeerId)| it.0 == Rank::Served && it.1.elapsed() <= KNOWN_FOR;
+            let spared = least.iter().position(lately).unwrap_or(least.len());
+            least.truncate(FORGOTTEN_AT_ONCE.min(spared.max(1)));
             if least.is_empty() {
                 return None;
             }
@@ -270,25 +261,6 @@ impl Peers {
             .unwrap_or(false)
     }
 
-    /// Whether a session serves this peer, in whatever topic.
-    pub(super) fn is_busy(&self, peer: PeerId) -> bool {
-        let table = self.locked();
-        table.get(&peer).is_some_and(Peer::is_busy)
-    }
-
-    /// Whether a task dials this peer, in whatever topic.
-    pub(super) fn is_looked_for(&self, peer: PeerId) -> bool {
-        let table = self.locked();
-        let entry = table.get(&peer);
-        entry.is_some_and(|it| it.topics.values().any(|it| it.kept))
-    }
-
-    /// Whether the program has asked for it, so that it is never given up.
-    pub(super) fn is_wanted(&self, peer: PeerId) -> bool {
-        let table = self.locked();
-        table.get(&peer).is_some_and(|it| it.came == Rank::Wanted)
-    }
-
     /// Counts a session of this peer, unless it has as many as it may.
     pub(super) fn count(self: &Arc<Self>, peer: PeerId, max: usize) -> Option<Counted> {
         let mut table = self.locked();
@@ -341,11 +313,22 @@ impl Peers {
         (ours, theirs): (&Heights, &Heights),
         size: impl Fn(Author, LogId, Option<u32>, u32) -> io::Result<(u64, u64)>,
     ) -> io::Result<Job> {
+        let now = Instant::now();
+        self.job_at(now, (peer, topic, line), (ours, theirs), size)
+    }
+
+    fn job_at(
+        &self,
+        now: Instant,
+        (peer, topic, line): (PeerId, Topic, Line),
+        (held, theirs): (&Heights, &Heights),
+        size: impl Fn(Author, LogId, Option<u32>, u32) -> io::Result<(u64, u64)>,
+    ) -> io::Result<Job> {
         // A branch that the peer has otherwise is not for it: it would refuse it for ever.
-        let ours = &self.without_echoed(peer, topic, ours);
-        let all = Plan::compute(ours, theirs, Budget::UNLIMITED, None, &size)?;
+        let (ours, _) = self.for_it((peer, topic), (held, theirs), now);
+        let all = Plan::compute(&ours, theirs, Budget::UNLIMITED, None, &size)?;
         let missing = u64::from(all.operations);
-        let Some((turn, behind)) = self.turn((peer, topic, line), theirs, missing) else {
+        let Some((turn, behind)) = self.turn((peer, topic, line), theirs, missing, now) else {
             return Ok(Job::Look(NO_ROOM));
         };
         let (operations, bytes) = match turn {
@@ -357,7 +340,12 @@ impl Peers {
             operations: u32::try_from(operations).unwrap_or(u32::MAX),
             bytes,
         };
-        let plan = Plan::compute(ours, theirs, budget, behind.as_ref(), &size)?;
+        // What has become of the last chunk may have set a log aside.
+        let (ours, suspect) = self.for_it((peer, topic), (held, theirs), now);
+        // What may be the next comes first, so that nothing but itself can be the reason.
+        let before = |it| ours.range(..it).next_back().map(|it| *it.0);
+        let behind = suspect.map_or(behind, before);
+        let plan = Plan::compute(&ours, theirs, budget, behind.as_ref(), &size)?;
         self.with(peer, topic, |served| {
             let again = plan.ranges.iter().map(|it| served.sent_before(it));
             let again = again.sum::<u64>();
@@ -373,7 +361,7 @@ impl Peers {
 
     /// Another member served it, and may have sent as much as a chunk has at the most.
     pub(super) fn taken_over(&self, peer: PeerId, topic: Topic, line: Line) {
-        self.with(peer, topic, |it| it.unsure = bounds(line).max);
+        self.with(peer, topic, |it| it.unsure = ChunkBounds::of(line).max);
     }
 
     /// What may be done for a peer now, and behind which author the last chunk ended.
@@ -382,6 +370,7 @@ impl Peers {
         (peer, topic, line): (PeerId, Topic, Line),
         theirs: &Heights,
         missing: u64,
+        now: Instant,
     ) -> Option<(Turn, Option<Author>)> {
         let mut table = self.locked();
         let entry = table.get_mut(&peer)?;
@@ -400,13 +389,23 @@ impl Peers {
         served.told.line = Some(line);
         served.told.missing = Some(missing);
         let pace = entry.paces.entry(line);
-        let pace = pace.or_insert_with(|| Pacer::new(bounds(line)));
-        Some((pace.turn(topic, seen, Instant::now()), served.behind))
+        let pace = pace.or_insert_with(|| Pacer::new(ChunkBounds::of(line)));
+        let (settled, smallest) = (pace.settled(), pace.is_smallest());
+        let turn = pace.turn(topic, seen, now);
+        if pace.settled() > settled {
+            served.aside.settled(&served.chunk, theirs, smallest, now);
+        }
+        served.told.set_aside = served.aside.len() as u64;
+        Some((turn, served.behind))
     }
 
     /// The chunk was written and read; when to look what has become of it.
     pub(super) fn sent(&self, peer: PeerId, topic: Topic, line: Line) -> Duration {
-        self.pace(peer, line, |it| it.sent(topic, Instant::now()))
+        self.sent_at(Instant::now(), (peer, topic, line))
+    }
+
+    fn sent_at(&self, now: Instant, (peer, topic, line): (PeerId, Topic, Line)) -> Duration {
+        self.pace(peer, line, |it| it.sent(topic, now))
             .unwrap_or_default()
     }
 
@@ -430,14 +429,25 @@ impl Peers {
         self.look(peer, topic, |it| it.echoed.add(authors, Instant::now()));
     }
 
-    fn without_echoed(&self, peer: PeerId, topic: Topic, ours: &Heights) -> Heights {
+    /// What we hold, without what the peer does not take: logs that are echoed to it, and those
+    /// that are set aside. And whose log may be the next of them.
+    fn for_it(
+        &self,
+        (peer, topic): (PeerId, Topic),
+        (ours, theirs): (&Heights, &Heights),
+        now: Instant,
+    ) -> (Heights, Option<Author>) {
         let mut ours = ours.clone();
-        self.look(peer, topic, |served| {
-            for author in served.echoed.authors(Instant::now()) {
+        let suspect = self.look(peer, topic, |served| {
+            for author in served.echoed.authors(now) {
                 ours.remove(author);
             }
+            for author in served.aside.authors(theirs, now) {
+                ours.remove(&author);
+            }
+            served.aside.suspect()
         });
-        ours
+        (ours, suspect.flatten())
     }
 
     /// Forgets what was about a topic.
@@ -513,7 +523,10 @@ impl Peer {
     fn is_forgettable(&self, newcomer: Rank) -> bool {
         let ranks = match self.rank() {
             Rank::Wanted => false,
-            Rank::Served => newcomer > Rank::Hearsay && self.touched.elapsed() > KNOWN_FOR,
+            Rank::Served => {
+                let long_ago = self.touched.elapsed() > KNOWN_FOR;
+                newcomer == Rank::Wanted || (newcomer > Rank::Hearsay && long_ago)
+            }
             rank => rank <= newcomer,
         };
         ranks && !self.is_busy()

@@ -44,6 +44,9 @@ pub struct PeerStatus {
     pub state: PeerState,
     /// Operations that it lacked when it last said what it holds; none before it did.
     pub missing: Option<u64>,
+    /// Logs that it does not take, and is not sent for some minutes: most likely it holds another
+    /// branch of them, for their author has forked them. What it lacks of them is not in `missing`.
+    pub set_aside: u64,
     /// How many operations it is sent at once while it catches up; none before its first session.
     pub chunk: Option<u64>,
     /// Sessions that have ended.
@@ -116,6 +119,7 @@ impl Shared {
                         false => PeerState::Waiting,
                     },
                     missing: None,
+                    set_aside: 0,
                     chunk: None,
                     sessions: 0,
                     sent: 0,
@@ -147,6 +151,7 @@ impl Shared {
                     (false, _) => PeerState::Waiting,
                 },
                 missing: told.missing,
+                set_aside: told.set_aside,
                 chunk: None,
                 sessions: told.sessions,
                 sent: told.sent,
@@ -166,7 +171,7 @@ impl Shared {
         SyncStatus {
             open: !self.stop.is_cancelled(),
             serving: !self.stop.is_cancelled() && *self.serving.borrow(),
-            sessions: self.options.sessions_max - self.sessions.available_permits(),
+            sessions: self.seats.count(),
             transports: self.transports(),
             peers,
         }

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use super::{Peers, Rank};
+use super::{Peer, Peers, Rank};
 use crate::{
     identity::{PeerAddr, PeerId},
     log_store::Topic,
@@ -55,5 +55,30 @@ impl Peers {
     /// Whether a session serves it that has nothing left to send.
     pub(in crate::sync::serve) fn is_live(&self, peer: PeerId, topic: Topic) -> bool {
         self.look(peer, topic, |it| it.told.live).unwrap_or(false)
+    }
+
+    /// Whether the program asked for this peer, or a session with it went well.
+    pub(in crate::sync::serve) fn is_known(&self, peer: PeerId) -> bool {
+        let table = self.locked();
+        table.get(&peer).is_some_and(|it| it.rank() >= Rank::Served)
+    }
+
+    /// Whether a session serves this peer, in whatever topic.
+    pub(in crate::sync::serve) fn is_busy(&self, peer: PeerId) -> bool {
+        let table = self.locked();
+        table.get(&peer).is_some_and(Peer::is_busy)
+    }
+
+    /// Whether a task dials this peer, in whatever topic.
+    pub(in crate::sync::serve) fn is_looked_for(&self, peer: PeerId) -> bool {
+        let table = self.locked();
+        let entry = table.get(&peer);
+        entry.is_some_and(|it| it.topics.values().any(|it| it.kept))
+    }
+
+    /// Whether the program has asked for it, so that it is never given up.
+    pub(in crate::sync::serve) fn is_wanted(&self, peer: PeerId) -> bool {
+        let table = self.locked();
+        table.get(&peer).is_some_and(|it| it.came == Rank::Wanted)
     }
 }

@@ -78,6 +78,19 @@ fn who_is_served_now_or_was_served_well_lately_stays() {
 }
 
 #[test]
+fn who_is_wanted_is_remembered_even_where_all_were_served_well() {
+    let (peers, forgotten) = full(&[]);
+    for served in peers.locked().values_mut() {
+        served.came = Rank::Served;
+    }
+    assert!(!peers.learn(&at(1), Rank::Met), "no stranger takes a place");
+    assert!(peers.learn(&at(1), Rank::Wanted));
+    assert_eq!(forgotten.lock().expect("no panic").len(), 1, "one for one");
+    assert!(peers.is_known(peer(1)));
+    assert_eq!(peers.locked().len(), PEERS_MAX);
+}
+
+#[test]
 fn the_place_of_a_topic_that_was_opened_again_is_not_given_back_by_an_old_session() {
     let (peers, _) = full(&[]);
     let topic = Topic::named("cats");
@@ -89,4 +102,94 @@ fn the_place_of_a_topic_that_was_opened_again_is_not_given_back_by_an_old_sessio
     assert!(peers.is_taken(peer(1), topic));
     drop(new);
     assert!(!peers.is_taken(peer(1), topic));
+}
+
+/// The state of one peer in one topic, and the time.
+struct Serving {
+    peers: Arc<Peers>,
+    now: Instant,
+    theirs: Heights,
+}
+
+impl Serving {
+    const TOPIC: Topic = Topic::from_bytes([7; 32]);
+    const LOG: LogId = LogId::from_bytes([8; 32]);
+
+    fn author(number: u8) -> Author {
+        Author::from_bytes([number; 32])
+    }
+
+    fn heights(of: &[(u8, u32)]) -> Heights {
+        let logs = of.iter();
+        logs.map(|(number, seq)| (Self::author(*number), [(Self::LOG, *seq)].into()))
+            .collect()
+    }
+
+    /// Serves the next chunk, of which the peer takes what is not of author 1: it has another
+    /// branch there. Gives whose logs the chunk had; none once there is nothing for it.
+    fn next_chunk(&mut self, ours: &Heights) -> Option<Vec<Author>> {
+        let whom = (peer(1), Self::TOPIC, Line::V07);
+        let size = |_, _, after: Option<u32>, until: u32| {
+            let operations = u64::from(until) + 1 - after.map_or(0, |it| u64::from(it) + 1);
+            Ok((operations, 300 * operations))
+        };
+        for _ in 0..10_000 {
+            let job = self
+                .peers
+                .job_at(self.now, whom, (ours, &self.theirs), size);
+            let plan = match job.expect("it is readable") {
+                Job::Live => return None,
+                Job::Look(pause) => {
+                    self.now += pause;
+                    continue;
+                }
+                Job::Send(plan) if plan.operations == 0 => return None,
+                Job::Send(plan) => plan,
+            };
+            self.now += self.peers.sent_at(self.now, whom);
+            let taken = plan.ranges.iter();
+            for range in taken.filter(|it| it.author != Self::author(1)) {
+                self.theirs
+                    .insert(range.author, [(range.log, range.until)].into());
+            }
+            return Some(plan.ranges.iter().map(|it| it.author).collect());
+        }
+        panic!("it is never served");
+    }
+}
+
+#[test]
+fn a_peer_on_another_branch_of_one_log_gets_all_the_others() {
+    let peers = Arc::new(Peers::new(|_| {}));
+    assert!(peers.learn(&at(1), Rank::Met));
+    peers.with(peer(1), Serving::TOPIC, |_| ()).expect("room");
+    let mut serving = Serving {
+        peers: Arc::clone(&peers),
+        now: Instant::now(),
+        theirs: Serving::heights(&[(1, 3)]),
+    };
+    let ours = Serving::heights(&[(1, 900), (2, 2_000), (3, 2_000)]);
+    let mut with_forked = 0;
+    let mut chunks = 0;
+    let began = serving.now;
+    while let Some(authors) = serving.next_chunk(&ours) {
+        chunks += 1;
+        with_forked += u32::from(authors.contains(&Serving::author(1)));
+    }
+    assert_eq!(
+        serving.theirs,
+        Serving::heights(&[(1, 3), (2, 2_000), (3, 2_000)])
+    );
+    assert_eq!(with_forked, 2, "of {chunks} chunks");
+    // Two chunks that were waited for, and the rest at the pace of a peer that takes all.
+    let took = serving.now - began;
+    assert!(
+        took < Duration::from_secs(20),
+        "{took:?} for {chunks} chunks"
+    );
+    let told = |look: fn(&Told) -> u64| peers.look(peer(1), Serving::TOPIC, |it| look(&it.told));
+    assert_eq!(told(|it| it.set_aside), Some(1));
+    // After a while it is tried again, for the peer may have been mended.
+    serving.now += Duration::from_mins(6);
+    assert_eq!(serving.next_chunk(&ours), Some(vec![Serving::author(1)]));
 }
