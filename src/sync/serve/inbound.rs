@@ -30,7 +30,7 @@ const BATCH_MAX: usize = 1_024;
 
 /// The way in of one session.
 pub(super) struct Inbound {
-    to: mpsc::Sender<Operation>,
+    to: mpsc::Sender<Waiting>,
     told: Arc<Told>,
     bytes_max: usize,
     quota: Quota,
@@ -38,6 +38,26 @@ pub(super) struct Inbound {
     topic: Topic,
     cut: Cut,
     task: JoinHandle<()>,
+}
+
+/// An operation on its way, and the room that it takes.
+struct Waiting {
+    operation: Operation,
+    room: Room,
+}
+
+/// What an operation takes of what may wait; given back when dropped, whatever becomes of it.
+struct Room {
+    told: Arc<Told>,
+    quota: Quota,
+    bytes: usize,
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.told.waiting_bytes.fetch_sub(self.bytes, Relaxed);
+        self.quota.done(self.bytes);
+    }
 }
 
 /// The logs of which something was not taken in this session: what follows there is a gap.
@@ -84,7 +104,11 @@ impl Inbound {
     ) -> Self {
         let (to, from) = mpsc::channel(WAITING_MAX);
         let told = Arc::<Told>::default();
-        let task = propose(logs, topic, from, Arc::clone(&told), quota.clone());
+        let ingest = move |operations| {
+            let logs = logs.clone();
+            async move { logs.ingest(topic, operations).await }
+        };
+        let task = propose(ingest, from, Arc::clone(&told));
         let task = tokio::spawn(task);
         Self {
             to,
@@ -129,12 +153,12 @@ impl Inbound {
             return false;
         }
         self.told.waiting_bytes.fetch_add(bytes, Relaxed);
-        let handed = self.to.try_send(operation).is_ok();
-        if !handed {
-            self.told.waiting_bytes.fetch_sub(bytes, Relaxed);
-            self.quota.done(bytes);
-        }
-        handed
+        let room = Room {
+            told: Arc::clone(&self.told),
+            quota: self.quota.clone(),
+            bytes,
+        };
+        self.to.try_send(Waiting { operation, room }).is_ok()
     }
 
     /// Has what still waits discarded, but for what is being proposed now.
@@ -149,8 +173,10 @@ impl Inbound {
     /// Waits until everything that was taken in is committed or refused.
     pub(super) async fn finish(self) -> Arc<Told> {
         drop(self.to);
-        // A panic in there has been reported; what it was about comes again.
-        let _ = self.task.await;
+        if self.task.await.is_err() {
+            // A panic has been reported; what it was about is to come again.
+            self.told.not_taken(1);
+        }
         self.told
     }
 }
@@ -169,22 +195,22 @@ impl Cut {
     }
 }
 
-async fn propose(
-    logs: Logs,
-    topic: Topic,
-    mut from: mpsc::Receiver<Operation>,
-    told: Arc<Told>,
-    quota: Quota,
-) {
+async fn propose<I, F>(ingest: I, mut from: mpsc::Receiver<Waiting>, told: Arc<Told>)
+where
+    I: Fn(Vec<Operation>) -> F,
+    F: Future<Output = Result<Vec<Outcome>, LogError>>,
+{
     let mut batch = Vec::new();
     while from.recv_many(&mut batch, BATCH_MAX).await > 0 {
-        let operations = std::mem::take(&mut batch);
+        let (operations, rooms): (Vec<Operation>, Vec<Room>) = batch
+            .drain(..)
+            .map(|Waiting { operation, room }| (operation, room))
+            .unzip();
         let authors: Vec<Author> = operations.iter().map(Operation::author).collect();
-        let bytes: u64 = operations.iter().map(Operation::bytes).sum();
         if told.discards.load(Relaxed) {
             told.not_taken(authors.len() as u64);
         } else {
-            match logs.ingest(topic, operations).await {
+            match ingest(operations).await {
                 Ok(outcomes) => {
                     for (author, outcome) in authors.into_iter().zip(outcomes) {
                         told.note(author, &outcome);
@@ -193,8 +219,7 @@ async fn propose(
                 Err(error) => told.not_known(authors.len(), &error),
             }
         }
-        told.waiting_bytes.fetch_sub(bytes as usize, Relaxed);
-        quota.done(bytes as usize);
+        drop(rooms);
     }
 }
 
@@ -235,11 +260,56 @@ impl Told {
     fn refuse(&self, author: Option<Author>, why: &impl std::fmt::Display) {
         self.refused.fetch_add(1, Relaxed);
         let mut wrong = self.locked();
-        wrong.authors.extend(author);
+        if wrong.authors.len() < CUT_MAX {
+            wrong.authors.extend(author);
+        }
         wrong.last = Some(why.to_string());
     }
 
     fn locked(&self) -> std::sync::MutexGuard<'_, Wrong> {
         self.wrong.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        identity::PeerId,
+        log_store::mint::Writer,
+        sync::serve::{SyncOptions, rate::Rates},
+    };
+
+    /// Whatever becomes of what waits, its room is given back: to the session and to the peer.
+    #[tokio::test]
+    async fn a_panic_in_taking_in_gives_the_room_back() {
+        let topic = Topic::named("cats");
+        let options = SyncOptions::default();
+        let rates = Arc::new(Rates::new(&options, Instant::now()));
+        let quota = rates.of(PeerId::from_bytes([1; 32]));
+        let (to, from) = mpsc::channel(WAITING_MAX);
+        let told = Arc::<Told>::default();
+        let ingest = |_| async { panic!("on purpose: a fault in taking in") };
+        let task = propose(ingest, from, Arc::clone(&told));
+        let mut inbound = Inbound {
+            to,
+            told,
+            bytes_max: options.inbound_bytes_max,
+            quota: quota.clone(),
+            line: Line::V07,
+            topic,
+            cut: Cut::default(),
+            task: tokio::task::spawn(std::future::ready(())),
+        };
+        for operation in Writer::new(1, topic, Line::V07).many(9) {
+            inbound.take(operation.header().clone(), operation.body().cloned());
+        }
+        assert!(inbound.told.waiting_bytes.load(Relaxed) > 0);
+        assert!(quota.waiting() > 0);
+        inbound.task = tokio::spawn(task);
+        let told = inbound.finish().await;
+        assert_eq!(told.waiting_bytes.load(Relaxed), 0);
+        assert_eq!(quota.waiting(), 0);
+        assert_eq!(told.again.load(Relaxed), 1, "it is asked for again");
     }
 }

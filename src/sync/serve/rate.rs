@@ -206,6 +206,14 @@ impl Quota {
         true
     }
 
+    /// Bytes of this peer, and of all, that wait.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        let state = self.rates.locked();
+        let of_peer = state.peers.get(&self.peer).map_or(0, |it| it.waiting);
+        state.all.waiting.max(of_peer)
+    }
+
     /// So many bytes of what was taken do not wait any more.
     pub(super) fn done(&self, bytes: usize) {
         let mut state = self.rates.locked();
