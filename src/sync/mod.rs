@@ -81,8 +81,9 @@
 //!
 //! # What it does not do
 //!
-//! What a session costs is bounded, what outsiders store is not. Ephemeral messages are passed on
-//! in topics in which a member takes part in them itself, see
+//! What a session costs is bounded, and how many authors a topic has
+//! ([`TOPIC_AUTHORS_MAX`](crate::log_store::TOPIC_AUTHORS_MAX)); how much they store is not.
+//! Ephemeral messages are passed on in topics in which a member takes part in them itself, see
 //! [`streams`](crate::streams::TopicStream::ephemeral).
 //!
 //! # Another protocol

@@ -16,7 +16,8 @@ use tokio::{
 };
 
 use super::{
-    FULL, Shared, admission::Admitted, discover, peers::Counted, peers::Rank, session, shake,
+    FULL, KNOCKS_MAX, RETRY_FROM, Shared, admission::Admitted, discover, peers::Counted,
+    peers::Rank, seats::Seat, session, shake,
 };
 use crate::{
     identity::{PeerAddr, PeerId},
@@ -31,10 +32,13 @@ use crate::{
 
 /// Lets in whom it may, until the door closes.
 pub(super) async fn accept(shared: Arc<Shared>) {
-    let knocks = Arc::new(Semaphore::new(
-        super::KNOCKS_MAX + shared.options.sessions_max,
-    ));
+    let knocks = Arc::new(Semaphore::new(KNOCKS_MAX));
     while let Some(knock) = shared.wire.accept().await {
+        let shaking = KNOCKS_MAX - knocks.available_permits();
+        if shaking >= RETRY_FROM && !knock.is_where_it_says() {
+            knock.ask_again();
+            continue;
+        }
         let room = Arc::clone(&knocks).try_acquire_owned();
         let (true, Ok(room)) = (*shared.serving.borrow(), room) else {
             knock.refuse();
@@ -79,9 +83,27 @@ impl Client {
     }
 }
 
+/// Keeps an eye on the connections that the overlays have dialled themselves: they are for peers
+/// that may know of a topic, as those that come in.
+pub(super) async fn watch_outbound(shared: Arc<Shared>) {
+    while let Some(connection) = shared.wire.dialled_by_gossip().await {
+        let watching = Arc::clone(&shared);
+        shared.run(async move {
+            let peer = connection.remote();
+            let mut changes = watching.admissions.changes();
+            tokio::select! {
+                () = connection.closed() => {}
+                _ = changes.wait_for(|_| !watching.is_welcome(peer)) => {
+                    connection.close("not served any more");
+                }
+            }
+        });
+    }
+}
+
 /// What a session of our own client holds while it lasts.
 struct ClientPlace {
-    _all: OwnedSemaphorePermit,
+    _seat: Seat,
     _counted: Counted,
     _admitted: Admitted,
 }
@@ -100,10 +122,12 @@ impl Shared {
         let (service, connection) = shaking
             .map_err(|_| SyncError::unexpected("the handshake took too long"))?
             .map_err(SyncError::unexpected)?;
-        let Some(place) = self.knocks.take(connection.remote()) else {
+        let peer = connection.remote();
+        let Some(place) = self.knocks.take_fairly(peer, self.peers.is_known(peer)) else {
             connection.close(FULL);
             return Err(SyncError::critical(FULL));
         };
+        drop(room);
         match service {
             Service::Sync => self.serve(&connection).await,
             Service::Discovery => discover::answer(self, &connection).await,
@@ -111,7 +135,7 @@ impl Shared {
             Service::Own(at) => self.serve_own(at, &connection).await,
             Service::Gossip => {
                 // The overlay has it now, and takes no more of the door than its place.
-                drop((room, place));
+                drop(place);
                 self.neighbour(&connection).await;
                 Ok(())
             }
@@ -121,7 +145,7 @@ impl Shared {
     /// Leaves the overlays a connection for as long as the peer may know of any topic.
     async fn neighbour(self: &Arc<Self>, connection: &Connection) {
         let peer = connection.remote();
-        let Some(_place) = self.gossips.take(peer) else {
+        let Some(_place) = self.gossips.take_fairly(peer, self.peers.is_known(peer)) else {
             return connection.close("as many neighbours as there may be are there");
         };
         let mut changes = self.admissions.changes();
@@ -171,10 +195,10 @@ impl Shared {
         let admit: Admit = Arc::new(move |topic, access| {
             let addr = asking.addr();
             let admitted = shared.admit_client(&addr, topic, access, &ending)?;
-            let (all, counted) = shared.room(addr.peer).ok_or(Denied::OverQuota)?;
+            let (seat, counted) = shared.room(addr.peer, &ending).ok_or(Denied::OverQuota)?;
             asking.admit();
             let taken = ClientPlace {
-                _all: all,
+                _seat: seat,
                 _counted: counted,
                 _admitted: admitted,
             };
@@ -231,7 +255,7 @@ impl Shared {
             connection.close("asked for, and not let in yet");
             return Err(SyncError::unexpected("it asked to be let in"));
         };
-        let Some((_all, _counted)) = self.room(peer) else {
+        let Some((_seat, _counted)) = self.room(peer, &admitted.over) else {
             connection.close(FULL);
             return Err(SyncError::critical(FULL));
         };

@@ -142,8 +142,8 @@ pub(super) async fn serve_once(
         (slot, connection)
     };
     // Only now: many that do not answer take nothing from those that do.
-    let (_all, _counted) = shared
-        .room(peer)
+    let (_seat, _counted) = shared
+        .room(peer, &admitted.over)
         .ok_or_else(|| SyncError::critical(super::FULL))?;
     shake::ask(&connection, line, topic, shared.patience.handshake).await?;
     shared.learn(&connection.remote_addr(), Rank::Met);

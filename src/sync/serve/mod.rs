@@ -27,6 +27,7 @@
 
 mod account;
 mod admission;
+mod aside;
 mod asking;
 mod backoff;
 mod claims;
@@ -48,6 +49,7 @@ mod patience;
 mod peers;
 mod rate;
 mod register;
+mod seats;
 mod session;
 mod settings;
 mod shake;
@@ -65,7 +67,7 @@ use std::{
 use arc_swap::ArcSwap;
 use futures_util::StreamExt;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{Semaphore, watch},
     time::sleep,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -81,6 +83,7 @@ use self::{
     peers::{Counted, Peers, Rank},
     rate::Rates,
     register::Register,
+    seats::{Seat, Seats},
     topic::Feed,
 };
 pub(crate) use self::{ephemeral::Channel, ways::Kept};
@@ -103,6 +106,8 @@ use crate::{
 
 /// Strangers that shake hands at once, and connections of one of them, beside its sessions.
 const KNOCKS_MAX: usize = 64;
+/// While so many shake hands, a newcomer first has to show that it is where it says.
+const RETRY_FROM: usize = KNOCKS_MAX / 4;
 const KNOCKS_OF_PEER_MAX: usize = 8;
 /// Connections of overlays at once: more than any needs, and little beside the sessions.
 const GOSSIPS_MAX: usize = 512;
@@ -176,7 +181,7 @@ struct Shared {
     secret: Zeroizing<[u8; 32]>,
     /// Whether a quorum is reached, so whether anybody is served.
     serving: watch::Sender<bool>,
-    sessions: Arc<Semaphore>,
+    seats: Arc<Seats>,
     topics: Mutex<BTreeMap<Topic, Feed>>,
     peers: Arc<Peers>,
     /// Room for tasks that keep a peer served, and for those of them that dial.
@@ -344,7 +349,7 @@ impl Shared {
             logs: logs.clone(),
             secret,
             serving: watch::Sender::new(logs.quorate().now()),
-            sessions: Arc::new(Semaphore::new(options.sessions_max)),
+            seats: Seats::new(options.sessions_max, options.sessions_of_peer_max),
             ask_again: watch::Sender::new(options.ask_again),
             named: Mutex::new(options.peers.clone()),
             options,
@@ -443,6 +448,7 @@ impl Shared {
         for (name, listener) in self.listeners.all() {
             self.run(ways::accept(Arc::clone(self), name, listener));
         }
+        self.run(entrance::watch_outbound(Arc::clone(self)));
         self.run(ask_again(Arc::clone(self)));
     }
 
@@ -532,11 +538,13 @@ impl Shared {
         self.peers.look(peer, topic, |it| it.kept).unwrap_or(false)
     }
 
-    /// Room for one more session, with this peer and in all.
-    fn room(&self, peer: PeerId) -> Option<(OwnedSemaphorePermit, Counted)> {
-        let all = Arc::clone(&self.sessions).try_acquire_owned().ok()?;
+    /// Room for one more session, with this peer and in all. `over` ends it when it has to make
+    /// room for others.
+    fn room(&self, peer: PeerId, over: &CancellationToken) -> Option<(Seat, Counted)> {
         let counted = self.peers.count(peer, self.options.sessions_of_peer_max)?;
-        Some((all, counted))
+        let known = self.peers.is_known(peer);
+        let seat = self.seats.take(peer, known, over.clone())?;
+        Some((seat, counted))
     }
 }
 

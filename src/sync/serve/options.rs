@@ -61,7 +61,11 @@ pub struct SyncOptions {
     /// How often known peers are asked again which topics they have and whom they know, and how
     /// soon after live operations a peer is asked what it holds. Default: 15 s; 1 s to 1 day.
     pub ask_again: Duration,
-    /// Sessions at once, all peers together; more are turned away. Default: 256; 1 to 65,536.
+    /// Sessions at once, all peers together. The last eighth is for peers that have less than an
+    /// equal share, half of it for those that the program asked for or that were served well. When
+    /// all are taken, who has most loses its oldest session to who has fewer, and a stranger its
+    /// own to one that is known; whoever is still too many is turned away. Default: 256; 1 to
+    /// 65,536.
     pub sessions_max: usize,
     /// Sessions at once with one peer, all topics together. Default: 32; at least 1.
     pub sessions_of_peer_max: usize,

@@ -40,7 +40,8 @@ impl Shared {
         let peer = connection.remote();
         let own = self.own(at);
         let own = own.ok_or_else(|| SyncError::critical("it is not mounted"))?;
-        let (Some(_counted), Some(_room)) = (self.room(peer), own.room()) else {
+        let over = self.stop.child_token();
+        let (Some(_room), Some(_seat)) = (own.room(), self.room(peer, &over)) else {
             connection.close(FULL);
             return Err(SyncError::critical(FULL));
         };
@@ -62,7 +63,11 @@ impl Shared {
             let _ = timeout(self.patience.closing, connection.closed()).await;
             Ok(())
         };
-        let ended = match timeout(own.deadline(), self.while_serving(session)).await {
+        let running = async {
+            let running = over.run_until_cancelled(self.while_serving(session)).await;
+            running.unwrap_or_else(|| Err(SyncError::critical(FULL)))
+        };
+        let ended = match timeout(own.deadline(), running).await {
             Ok(ended) => ended,
             Err(_) => Err(SyncError::unexpected("the session took too long")),
         };

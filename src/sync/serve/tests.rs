@@ -4,4 +4,5 @@ mod decisions;
 mod doors;
 mod guest;
 mod hostile;
+mod overlay;
 mod quorum;

@@ -111,6 +111,12 @@ impl Connection {
         self.0.close(VarInt::from_u32(0), reason.as_bytes());
     }
 
+    /// Whether the connection has ended.
+    #[cfg(test)]
+    pub(crate) fn is_closed(&self) -> bool {
+        self.0.close_reason().is_some()
+    }
+
     /// Waits for the end of the connection, and says why.
     pub(crate) async fn closed(&self) -> WireError {
         WireError::new(self.0.closed().await)

@@ -8,6 +8,7 @@ mod connection;
 mod gossip;
 #[cfg(feature = "mdns")]
 mod lan;
+mod outbound;
 
 use std::{
     net::{Ipv4Addr, SocketAddr, UdpSocket},
@@ -20,9 +21,10 @@ use iroh::{
     address_lookup::memory::MemoryLookup,
     endpoint::{
         ConnectOptions, NetReportConfig, PortmapperConfig, QuicTransportConfig, ServerConfig,
-        VarInt, presets,
+        VarInt, WeakConnectionHandle, presets,
     },
 };
+use tokio::sync::mpsc;
 use zeroize::Zeroizing;
 
 #[cfg(feature = "mdns")]
@@ -30,6 +32,7 @@ pub(crate) use self::lan::{Advert, Lan};
 pub(crate) use self::{
     connection::{Connection, Recv, Send},
     gossip::{Membership, Neighbour},
+    outbound::Outbound,
 };
 use crate::{
     identity::{PeerAddr, PeerId},
@@ -112,6 +115,8 @@ pub(crate) struct Wire(Arc<Inner>);
 struct Inner {
     id: PeerId,
     alpns: Vec<(Service, Vec<u8>)>,
+    /// Connections that gossip has dialled.
+    outbound: tokio::sync::Mutex<mpsc::Receiver<WeakConnectionHandle>>,
     /// None once it is closed: whoever still has a handle does not keep the sockets.
     live: Mutex<Option<Live>>,
 }
@@ -156,7 +161,13 @@ impl Wire {
         let known = MemoryLookup::new();
         // The default of connections, so also of those that iroh-gossip dials.
         let transport = transport_config(SESSION_STREAMS, GOSSIP_STREAMS, STRANGER_WINDOW);
+        let (to, outbound) = mpsc::channel(outbound::WAITING_MAX);
+        let noting = outbound::Noting {
+            alpn: alpn(GOSSIP, &options.network),
+            to,
+        };
         let mut builder = Endpoint::builder(presets::Minimal)
+            .hooks(noting)
             .secret_key(SecretKey::from_bytes(&options.secret))
             .alpns(names.clone())
             .relay_mode(relay)
@@ -192,6 +203,7 @@ impl Wire {
         Ok(Self(Arc::new(Inner {
             id: PeerId::from_bytes(*live.endpoint.id().as_bytes()),
             alpns,
+            outbound: outbound.into(),
             live: Mutex::new(Some(live)),
         })))
     }
@@ -267,6 +279,16 @@ impl Wire {
         let incoming = endpoint.accept().await?;
         let wire = self.clone();
         Some(Knock { incoming, wire })
+    }
+
+    /// The next connection that gossip has dialled; `None` once the endpoint is gone. Cancel-safe.
+    pub(crate) async fn dialled_by_gossip(&self) -> Option<Outbound> {
+        let mut outbound = self.0.outbound.lock().await;
+        loop {
+            if let Some(connection) = Outbound::of(outbound.recv().await?) {
+                return Some(connection);
+            }
+        }
     }
 
     /// Takes a place on the local network.
@@ -374,6 +396,17 @@ impl Knock {
             }
         }
         Ok((*service, Connection::new(connection)))
+    }
+
+    /// Whether it has shown that it receives what is sent to its address.
+    pub(crate) fn is_where_it_says(&self) -> bool {
+        self.incoming.remote_addr_validated()
+    }
+
+    /// Has it show that, and remembers nothing of it meanwhile.
+    pub(crate) fn ask_again(self) {
+        // Fails only where it has shown it already.
+        let _ = self.incoming.retry();
     }
 
     /// Turns them away with the least effort.

@@ -47,7 +47,8 @@ async fn next(coming: &mut mpsc::Receiver<Connection>, line: Line) -> Talk {
 pub(super) async fn live(talk: &mut Talk) {
     talk.say(&[Message::Have(Heights::new()), Message::Done])
         .await;
-    assert!(matches!(talk.hear().await, Some(Message::Have(_))));
+    let heard = talk.hear().await;
+    assert!(matches!(heard, Some(Message::Have(_))), "{heard:?}");
     assert_eq!(talk.hear().await, Some(Message::Done));
 }
 

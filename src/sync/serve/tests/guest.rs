@@ -8,14 +8,14 @@ use zeroize::Zeroizing;
 
 use super::super::{Kept, Patience, Sync, SyncOptions, shake};
 use crate::{
-    identity::{GroupKey, PeerId},
+    identity::{GroupKey, PeerAddr, PeerId},
     log_store::{Heights, Line, LogStore, Logs, Operation, Topic},
     net::RelayChoice,
     node::{MemoryDisk, Node},
     sync::{
         Admission, Outsiders, client,
         codec::{self, Decoder, Limits, Message},
-        wire::{Connection, Knock, Recv, Send, Service, Wire, WireOptions},
+        wire::{Connection, Knock, Membership, Recv, Send, Service, Wire, WireOptions},
     },
 };
 
@@ -185,6 +185,16 @@ impl Guest {
 
     pub(super) fn id(&self) -> PeerId {
         self.wire.id()
+    }
+
+    pub(super) fn addr(&self) -> PeerAddr {
+        self.wire.addr()
+    }
+
+    /// Its place in a topic's overlay.
+    pub(super) async fn join(&self, topic: Topic) -> Membership {
+        let joined = self.wire.join(*topic.derived().as_bytes()).await;
+        joined.expect("its endpoint is open")
     }
 
     pub(super) async fn dial(&self, door: &Sync, service: Service) -> Connection {
