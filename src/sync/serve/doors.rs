@@ -269,6 +269,7 @@ mod tests {
         let door = Door {
             addr: PeerAddr::new(PeerId::from_bytes([1; 32]), [([127, 0, 0, 1], 4000).into()]),
             infos: vec![(Line::V07, Bytes::from_static(&[1, 2, 3]))],
+            ways: vec![("http".into(), "http://127.0.0.1:80".into())],
         };
         let bytes = postcard::to_stdvec(&door).expect("it is encodable");
         Fuzz::new("doors", Shape::Postcard, [bytes]).run(|bytes| {

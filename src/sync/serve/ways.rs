@@ -88,7 +88,8 @@ pub(super) async fn accept(shared: Arc<Shared>, transport: String, listener: Arc
 
 impl Shared {
     async fn let_in(self: &Arc<Self>, caller: Caller) -> Result<(), SyncError> {
-        let Some(_place) = self.knocks.take_fairly(caller.peer) else {
+        let known = self.peers.is_known(caller.peer);
+        let Some(_place) = self.knocks.take_fairly(caller.peer, known) else {
             return Err(SyncError::critical(FULL));
         };
         let stream = (caller.read, caller.write);

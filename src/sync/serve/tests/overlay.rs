@@ -24,7 +24,7 @@ async fn a_neighbour_that_was_dialled_is_left_when_it_loses_its_rights() {
     let guest = Guest::that(move |knock| {
         let came = came.clone();
         tokio::spawn(async move {
-            if let Ok((Service::Gossip, connection)) = knock.accept(|_| true).await {
+            if let Ok((Service::Gossip, connection)) = knock.accept(|_, _| true).await {
                 let _ = came.send(connection).await;
             }
         });
