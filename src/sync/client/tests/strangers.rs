@@ -87,7 +87,7 @@ async fn a_stranger_is_turned_away_before_its_request_is_read() {
         }
     });
     let mut reader = FrameReader::new(read, FRAME_MAX);
-    let refused = soon("the refusal", reader.next_frame()).await;
+    let refused = soon("the refusal", reader.next_frame(Duration::from_secs(20))).await;
     let Ok(Some(Frame::Refused { why, .. })) = refused else {
         panic!("{refused:?}");
     };
