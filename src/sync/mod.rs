@@ -124,7 +124,9 @@ pub use self::{
     },
     member_addr::MemberAddr,
     mount::{Mount, MountError, MountHandle, MountOptions, Mounted, PeerEvent},
-    outsiders::{Admission, Decision, KnownPeer, Outsiders, OutsidersError, Request, Rights, Who},
+    outsiders::{
+        Admission, Decision, KnownPeer, Outsiders, OutsidersError, Request, Rights, TopicMode, Who,
+    },
     protocol::{
         Cause, Fault, FromSync, SyncError, SyncFuture, SyncProtocol, SyncRead, SyncSink, SyncWrite,
         TopicMap, TopicQuery,

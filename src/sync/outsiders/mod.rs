@@ -1,7 +1,7 @@
 //! Who of the peers that are no members may do what, as the group has decided it.
 //!
 //! ```text
-//!  sync/topic/<topic>          who may read, who may push          Admission
+//!  sync/topic/<topic>          who may read, who may push, how     Admission
 //!  sync/known/<peer>           its name, where it is, how it went last              KnownPeer
 //!  sync/asked/<topic><peer>    what a peer asked for, and whether it got it     Standing
 //! ```
@@ -19,12 +19,12 @@ use bytes::Bytes;
 pub(crate) use self::register::{CLAIMS, Entry, REGISTER_MAX, Went, entry_name, register_prefix};
 use self::rules::{LISTED_MAX, rules_name};
 pub(crate) use self::rules::{
-    Noted, Standing, Verdict, asked_of, decode, encode, judge, rules_prefix, standing_name,
-    standings_prefix, topic_of,
+    Noted, Standing, Verdict, asked_of, decode, decode_rules, encode, encode_rules, judge,
+    rules_prefix, standing_name, standings_prefix, topic_of,
 };
 pub use self::{
     register::KnownPeer,
-    rules::{Admission, Decision, Rights, Who},
+    rules::{Admission, Decision, Rights, TopicMode, Who},
 };
 use crate::{
     identity::{PeerAddr, PeerId},
@@ -157,7 +157,8 @@ impl Outsiders {
         Ok(self.logs.open_topic(topic, line).await?)
     }
 
-    /// Changes what a topic admits. Sessions of peers that lose a right end. A topic that is not
+    /// Changes what a topic admits. Sessions of peers whose rights are others end, and all of them
+    /// where the [mode](TopicMode) is another. A topic that is not
     /// open admits nobody until it is.
     ///
     /// # Errors
@@ -167,7 +168,7 @@ impl Outsiders {
         if listed > LISTED_MAX {
             return Err(OutsidersError::TooManyListed { listed });
         }
-        let value = encode(&admission);
+        let value = encode_rules(&admission);
         self.change(rules_name(topic), |_| Ok(Some(value.clone())))
             .await
     }
@@ -189,7 +190,7 @@ impl Outsiders {
     pub async fn admission(&self, topic: Topic) -> Result<Option<Admission>, LogError> {
         let notes = self.notes(rules_name(topic)).await?;
         let note = notes.into_iter().next();
-        Ok(note.and_then(|(_, value)| match decode(&value) {
+        Ok(note.and_then(|(_, value)| match decode_rules(&value) {
             Noted::Known(admission) => Some(admission),
             Noted::Unreadable => None,
         }))

@@ -15,6 +15,8 @@ use crate::{
 pub(super) const LISTED_MAX: usize = 1_000;
 /// The format of the notes. Another one is read as "nobody".
 const VERSION: u8 = 1;
+/// The format of rules that say how a topic is served.
+const VERSION_MODE: u8 = 2;
 const RULES: &[u8] = b"sync/topic/";
 const STANDINGS: &[u8] = b"sync/asked/";
 
@@ -55,6 +57,28 @@ impl Who {
     }
 }
 
+/// How peers that are no members are served in a topic.
+///
+/// A session of p2panda's protocol goes on after the exchange of what both lack, for what is new,
+/// and stock nodes always wish that: the protocol has no word by which they would say so, or ask
+/// for less. What a member can do is to end the session in good order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum TopicMode {
+    /// Who has everything stays, and is told what is new as it comes. Members take part in the
+    /// topic's gossip, by which p2panda nodes find whom to begin sessions with.
+    #[default]
+    Live,
+    /// Sessions end when both sides have what they lacked. Members stay out of the topic's gossip,
+    /// so they begin the sessions: with every peer that they can dial, once they have met it, and
+    /// again every [`SyncOptions::ask_again`](crate::sync::SyncOptions::ask_again). What is new at
+    /// either side takes as long. A p2panda node sees sessions that go well and are closed; what it
+    /// publishes between two of them it sends in the next. One that no member can dial is not
+    /// served, for it begins no session by itself; nor are there messages that are not kept.
+    ///
+    /// Our own client goes on to follow such a topic, if it wants to.
+    CatchUp,
+}
+
 /// What a topic admits of peers that are no members: who may read it, and who may push into it.
 ///
 /// ```
@@ -64,13 +88,16 @@ impl Who {
 /// let admission = Admission { push: Who::nobody(), ..Admission::everyone() };
 /// assert_eq!(admission.read, Who::Everyone);
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admission {
     /// Who may read it.
     pub read: Who,
     /// Who may push into it. A peer that may push and not read is told nothing of what the group
     /// holds but how much it holds of what the peer itself names.
     pub push: Who,
+    /// How they are served. [`TopicMode::Live`] where nothing is said. Members of a release that
+    /// does not know another mode serve a topic that has one to nobody.
+    pub mode: TopicMode,
 }
 
 impl Admission {
@@ -80,6 +107,7 @@ impl Admission {
         Self {
             read: Who::Everyone,
             push: Who::Everyone,
+            mode: TopicMode::Live,
         }
     }
 
@@ -89,6 +117,7 @@ impl Admission {
         Self {
             read: Who::OnRequest,
             push: Who::OnRequest,
+            mode: TopicMode::Live,
         }
     }
 
@@ -99,6 +128,23 @@ impl Admission {
         Self {
             read: who.clone(),
             push: who,
+            mode: TopicMode::Live,
+        }
+    }
+
+    /// The same peers, who catch up and are not told what is new as it comes.
+    ///
+    /// ```
+    /// use quorate::sync::{Admission, TopicMode};
+    ///
+    /// let archive = Admission::everyone().catch_up_only();
+    /// assert_eq!(archive.mode, TopicMode::CatchUp);
+    /// ```
+    #[must_use]
+    pub fn catch_up_only(self) -> Self {
+        Self {
+            mode: TopicMode::CatchUp,
+            ..self
         }
     }
 
@@ -285,12 +331,44 @@ pub(crate) fn encode<T: Serialize>(value: &T) -> Bytes {
 }
 
 pub(crate) fn decode<T: for<'a> Deserialize<'a>>(value: &[u8]) -> Noted<T> {
-    let Some((&VERSION, inside)) = value.split_first() else {
-        return Noted::Unreadable;
-    };
-    match postcard::take_from_bytes(inside) {
-        Ok((it, [])) => Noted::Known(it),
+    decode_as(VERSION, value)
+}
+
+fn decode_as<T: for<'a> Deserialize<'a>>(version: u8, value: &[u8]) -> Noted<T> {
+    match value.split_first() {
+        Some((first, inside)) if *first == version => match postcard::take_from_bytes(inside) {
+            Ok((it, [])) => Noted::Known(it),
+            _ => Noted::Unreadable,
+        },
         _ => Noted::Unreadable,
+    }
+}
+
+/// Rules in the oldest format that says all of them, so that members of an older release read what
+/// they can follow, and serve nobody where they cannot.
+pub(crate) fn encode_rules(rules: &Admission) -> Bytes {
+    let Admission { read, push, mode } = rules;
+    match mode {
+        TopicMode::Live => encode(&(read, push)),
+        TopicMode::CatchUp => {
+            let mut out = vec![VERSION_MODE];
+            out.extend(postcard::to_stdvec(&(read, push, mode)).unwrap_or_default());
+            out.into()
+        }
+    }
+}
+
+pub(crate) fn decode_rules(value: &[u8]) -> Noted<Admission> {
+    let noted = match value.first() {
+        Some(&VERSION_MODE) => decode_as(VERSION_MODE, value),
+        _ => match decode(value) {
+            Noted::Known((read, push)) => Noted::Known((read, push, TopicMode::Live)),
+            Noted::Unreadable => Noted::Unreadable,
+        },
+    };
+    match noted {
+        Noted::Known((read, push, mode)) => Noted::Known(Admission { read, push, mode }),
+        Noted::Unreadable => Noted::Unreadable,
     }
 }
 
@@ -347,6 +425,7 @@ mod tests {
         let listed = Admission {
             read: Who::peers([peer(1)]),
             push: Who::nobody(),
+            mode: TopicMode::Live,
         };
         let read_all = Admission {
             push: Who::OnRequest,
@@ -403,11 +482,12 @@ mod tests {
         let rules = Admission {
             read: Who::peers([peer(1)]),
             push: Who::OnRequest,
+            mode: TopicMode::Live,
         };
-        let bytes = encode(&rules);
+        let bytes = encode_rules(&rules);
         assert_eq!(hex(&bytes), format!("010101{}02", "01".repeat(32)));
-        assert_eq!(decode(&bytes), Noted::Known(rules));
-        assert_eq!(hex(&encode(&Admission::everyone())), "010000");
+        assert_eq!(decode_rules(&bytes), Noted::Known(rules));
+        assert_eq!(hex(&encode_rules(&Admission::everyone())), "010000");
         let Noted::Known(asked) = standing(Decision::Approved(Rights::PUSH)) else {
             panic!("it is known");
         };
@@ -422,6 +502,25 @@ mod tests {
         assert_eq!(decode::<Standing>(&longer), Noted::Unreadable);
         let newer = [&[2], &bytes[1..]].concat();
         assert_eq!(decode::<Standing>(&newer), Noted::Unreadable);
+    }
+
+    #[test]
+    fn rules_with_a_mode_have_version_2_and_older_members_serve_nobody_by_them() {
+        let hex = |bytes: &[u8]| data_encoding::HEXLOWER.encode(bytes);
+        let rules = Admission::everyone().catch_up_only();
+        let bytes = encode_rules(&rules);
+        assert_eq!(hex(&bytes), "02000001");
+        assert_eq!(decode_rules(&bytes), Noted::Known(rules));
+        // As a member of an older release reads it.
+        assert_eq!(decode::<(Who, Who)>(&bytes), Noted::Unreadable);
+        for cut in 0..bytes.len() {
+            assert_eq!(decode_rules(&bytes[..cut]), Noted::Unreadable);
+        }
+        for wrong in [&[2, 0, 0][..], &[2, 0, 0, 2], &[2, 0, 0, 1, 0], &[3, 0, 0]] {
+            assert_eq!(decode_rules(wrong), Noted::Unreadable);
+        }
+        let live = Noted::Known(Admission::everyone());
+        assert_eq!(decode_rules(&[2, 0, 0, 0]), live);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //!
 //! What is known here is read from the group's notes after each commit that changed one. A session
 //! is judged by it when it begins, once more when what was acknowledged before is applied, and with
-//! each change: it ends where its rights are others.
+//! each change: it ends where its rights, or the topic's mode, are others.
 
 use std::{
     collections::BTreeMap,
@@ -28,7 +28,7 @@ use crate::{
     log_store::{Expected, Heights, Line, Note, NoteVersion, Topic},
     sync::{
         client::{Access, Denied},
-        outsiders::{self, Admission, Decision, Noted, Rights, Standing, Verdict},
+        outsiders::{self, Admission, Decision, Noted, Rights, Standing, TopicMode, Verdict},
     },
 };
 
@@ -63,13 +63,15 @@ struct Run {
     peer: PeerId,
     topic: Topic,
     rights: Rights,
+    mode: TopicMode,
     over: CancellationToken,
 }
 
 /// A session's place among those that are watched; given back when dropped.
 pub(super) struct Admitted {
     pub(super) rights: Rights,
-    /// Cancelled when the peer's rights are others than these.
+    pub(super) mode: TopicMode,
+    /// Cancelled when the peer's rights or the topic's mode are others than these.
     pub(super) over: CancellationToken,
     number: u64,
     admissions: Arc<Admissions>,
@@ -79,6 +81,11 @@ impl Admissions {
     /// What a peer may do in a topic, as far as this member knows.
     pub(super) fn verdict(&self, peer: PeerId, topic: Topic) -> Verdict {
         self.locked().verdict(peer, topic)
+    }
+
+    /// How a topic is served, as far as this member knows.
+    pub(super) fn mode(&self, topic: Topic) -> TopicMode {
+        self.locked().mode(topic)
     }
 
     /// Judges a session that begins, and watches it. None if the peer has no right in the topic.
@@ -94,17 +101,20 @@ impl Admissions {
         if !rights.any() {
             return None;
         }
+        let mode = known.mode(topic);
         let number = known.next;
         known.next += 1;
         let run = Run {
             peer,
             topic,
             rights,
+            mode,
             over: over.clone(),
         };
         known.running.insert(number, run);
         Some(Admitted {
             rights,
+            mode,
             over,
             number,
             admissions: Arc::clone(self),
@@ -136,7 +146,7 @@ impl Admissions {
         known.through = Some(through);
         let rules = rules.into_iter().filter_map(|note| {
             let topic = outsiders::topic_of(&note.name)?;
-            Some((topic, outsiders::decode(&note.value)))
+            Some((topic, outsiders::decode_rules(&note.value)))
         });
         known.rules = rules.collect();
         let asked = asked.into_iter().filter_map(|note| {
@@ -163,7 +173,8 @@ impl Admissions {
         }
         known.waiting = waiting;
         for run in known.running.values() {
-            if known.verdict(run.peer, run.topic).rights != run.rights {
+            let rights = known.verdict(run.peer, run.topic).rights;
+            if rights != run.rights || known.mode(run.topic) != run.mode {
                 run.over.cancel();
             }
         }
@@ -224,6 +235,15 @@ impl Known {
     fn verdict(&self, peer: PeerId, topic: Topic) -> Verdict {
         let standing = self.standings.get(&(topic, peer)).map(|(it, _)| it);
         outsiders::judge(self.rules.get(&topic), standing, peer)
+    }
+
+    fn mode(&self, topic: Topic) -> TopicMode {
+        match self.rules.get(&topic) {
+            Some(Noted::Known(rules)) => rules.mode,
+            // Nobody is served, so there is nobody to meet.
+            Some(Noted::Unreadable) => TopicMode::CatchUp,
+            None => TopicMode::default(),
+        }
     }
 }
 
@@ -436,7 +456,7 @@ mod tests {
             name: [outsiders::rules_prefix(), topic.as_bytes()]
                 .concat()
                 .into(),
-            value: outsiders::encode(admission),
+            value: outsiders::encode_rules(admission),
             version: version(1),
         }]
     }

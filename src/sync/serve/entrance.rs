@@ -23,7 +23,7 @@ use crate::{
     identity::{PeerAddr, PeerId},
     sync::{
         client::{self, Admit, Denied, Meter, ServeLimits},
-        outsiders::Rights,
+        outsiders::{Rights, TopicMode},
         protocol::SyncError,
         session::Role,
         wire::{Connection, Knock, Service},
@@ -268,8 +268,8 @@ impl Shared {
             role: Role::Acceptor,
             slot: claimed.then(|| self.peers.take(peer, topic)).flatten(),
             feed,
+            once: admitted.mode == TopicMode::CatchUp,
             admitted,
-            once: false,
         };
         let ended = session::run(self, connection, agreed).await;
         tracing::debug!(peer = %peer.short(), %topic, ?ended, "a session that came in has ended");

@@ -24,6 +24,7 @@ use crate::{
     log_store::{Line, Topic},
     sync::{
         discovery::Ephemeral,
+        outsiders::TopicMode,
         wire::{Membership, Neighbour},
     },
 };
@@ -116,10 +117,14 @@ impl Sync {
         self.shared().logs.group().id()
     }
 
-    /// Takes part in a topic's messages that are not kept; none if the topic is not open here.
+    /// Takes part in a topic's messages that are not kept; none if the topic is not open here, or
+    /// peers only catch up in it.
     pub(crate) fn channel(&self, topic: Topic) -> Option<Arc<Channel>> {
         let shared = self.shared();
         let feed = shared.feed(topic)?;
+        if shared.admissions.mode(topic) == TopicMode::CatchUp {
+            return None;
+        }
         let mut open = shared.channels.locked();
         let former = open.get(&topic).and_then(Weak::upgrade);
         if let Some(channel) = former.filter(|it| !it.over.is_cancelled()) {
@@ -148,6 +153,7 @@ impl Sync {
             said,
             invited,
             near,
+            over: over.clone(),
         };
         let running = over.clone().run_until_cancelled_owned(overlay.run());
         shared.tasks.spawn(running);
@@ -174,6 +180,7 @@ struct Overlay {
     said: mpsc::Receiver<Bytes>,
     invited: mpsc::Receiver<PeerId>,
     near: watch::Sender<usize>,
+    over: CancellationToken,
 }
 
 impl Overlay {
@@ -195,6 +202,8 @@ impl Overlay {
     async fn take_part(&mut self, mut overlay: Membership) {
         let mut near = BTreeSet::new();
         let mut meet = interval(MEET_PAUSE);
+        let mut changes = self.shared.admissions.changes();
+        changes.mark_changed();
         loop {
             let done = tokio::select! {
                 change = overlay.next() => match change {
@@ -214,6 +223,12 @@ impl Overlay {
                     }
                     None => return,
                 },
+                Ok(()) = changes.changed() => {
+                    if self.shared.admissions.mode(self.topic) == TopicMode::CatchUp {
+                        self.over.cancel();
+                    }
+                    continue;
+                }
                 Some(peer) = self.invited.recv() => overlay.invite(&[peer]).await,
                 Some(message) = self.said.recv() => overlay.say(message).await,
                 _ = meet.tick() => overlay.invite(&self.doors_but(&near)).await,

@@ -11,7 +11,7 @@ use super::{Shared, backoff::Backoff, peers::Rank, session, shake};
 use crate::{
     identity::PeerId,
     log_store::Topic,
-    sync::{protocol::SyncError, session::Role, wire::Service},
+    sync::{outsiders::TopicMode, protocol::SyncError, session::Role, wire::Service},
 };
 
 /// For a peer to answer.
@@ -89,6 +89,7 @@ async fn kept(shared: &Arc<Shared>, peer: PeerId, topic: Topic, moved: &Arc<Noti
                     session::End::Ask | session::End::Stopped | session::End::Surplus => {
                         backoff.pause()
                     }
+                    session::End::Complete => shared.ask_again(),
                     session::End::Closed => AFTER_CLOSE.max(backoff.pause()),
                 }
             }
@@ -160,8 +161,8 @@ pub(super) async fn serve_once(
         role: Role::Initiator,
         slot: claimed.then_some(slot),
         feed,
+        once: once || admitted.mode == TopicMode::CatchUp,
         admitted,
-        once,
     };
     session::run(shared, &connection, agreed).await
 }

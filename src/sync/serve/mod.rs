@@ -430,9 +430,6 @@ impl Shared {
     /// Begins to serve.
     fn begin(self: &Arc<Self>) {
         // Before anybody knocks; where it fails, nobody is let in until it does not.
-        if let Err(error) = self.look_at_admissions() {
-            tracing::warn!(%error, "who may be served cannot be read");
-        }
         self.look_at_topics();
         self.run(register::tell(Arc::clone(self)));
         self.run(admission::watch(Arc::clone(self)));
@@ -478,6 +475,10 @@ impl Shared {
         let Ok(wanted) = self.logs.topics() else {
             return;
         };
+        // What a topic admits, and how it is served, was said before it was opened.
+        if let Err(error) = self.look_at_admissions() {
+            tracing::warn!(%error, "who may be served cannot be read");
+        }
         let wanted: BTreeMap<Topic, Line> = wanted.into_iter().collect();
         let mut gone = Vec::new();
         {

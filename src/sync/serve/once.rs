@@ -172,7 +172,9 @@ impl Shared {
             }
             match keeper::serve_once(self, peer, topic, true).await {
                 Ok(End::Sent(pause) | End::Look(pause)) => sleep(pause.max(BUSY_PAUSE)).await,
-                Ok(End::Surplus | End::Ask | End::Closed) => sleep(BUSY_PAUSE).await,
+                Ok(End::Complete | End::Surplus | End::Ask | End::Closed) => {
+                    sleep(BUSY_PAUSE).await
+                }
                 Ok(End::Stopped) => return Err(failed("the session was stopped here")),
                 Err(error) => {
                     failures += 1;

@@ -19,7 +19,7 @@ use super::{
     admission::{Admitted, shown},
     inbound::Inbound,
     lately::{Lately, PassedOn},
-    peers::{Job, Slot},
+    peers::{Job, Peers, Slot},
     topic::{Feed, News, next},
 };
 use crate::{
@@ -52,6 +52,8 @@ pub(super) enum End {
     Sent(Duration),
     /// There was nothing to send yet; look again after this time.
     Look(Duration),
+    /// Both sides had what they lacked, and that was all there was to do.
+    Complete,
     /// The peer was live, and is to be asked what it holds.
     Ask,
     /// The peer wanted to end it.
@@ -280,10 +282,10 @@ impl<'a> Running<'a> {
             match self.step {
                 Step::Chunk | Step::Nothing(_) | Step::Surplus => self.session.close()?,
                 Step::Live if self.agreed.once => {
-                    self.went_live();
+                    self.went_well(Peers::caught_up);
                     self.close(Step::Closing)?;
                 }
-                Step::Live if self.ask_at.is_none() => self.went_live(),
+                Step::Live if self.ask_at.is_none() => self.went_well(Peers::went_live),
                 _ => {}
             }
         }
@@ -319,6 +321,7 @@ impl<'a> Running<'a> {
             Step::Chunk => End::Sent(self.shared.peers.sent(peer, topic, line)),
             Step::Nothing(pause) => End::Look(pause),
             Step::Surplus => End::Surplus,
+            Step::Closing if self.agreed.once => End::Complete,
             Step::Haves | Step::Live | Step::Closing => End::Ask,
         }
     }
@@ -499,7 +502,7 @@ impl<'a> Running<'a> {
         let exchanged = self.session.exchange_ended();
         if self.step == Step::Closing {
             // It was to be asked again, and has more to say than there is time for.
-            return Ok(End::Ask);
+            return Ok(self.over());
         }
         if exchanged && self.step != Step::Live {
             // It has everything we had for it, and does not finish: nothing is lost by leaving.
@@ -550,7 +553,7 @@ impl<'a> Running<'a> {
         );
         match ended {
             // What did not fit, or came after a gap, is asked for again.
-            Ok(End::Look(_) | End::Closed) if again > 0 => Ok(End::Ask),
+            Ok(End::Look(_) | End::Complete | End::Closed) if again > 0 => Ok(End::Ask),
             ended => ended,
         }
     }

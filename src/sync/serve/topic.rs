@@ -13,7 +13,7 @@ use super::Shared;
 use crate::{
     identity::PeerId,
     log_store::{Line, Operation, Topic},
-    sync::wire::Neighbour,
+    sync::{outsiders::TopicMode, wire::Neighbour},
 };
 
 /// Operations that a live session may be behind before it goes back to chunks.
@@ -71,9 +71,15 @@ pub(super) fn open(shared: &Arc<Shared>, topic: Topic, line: Line) -> Feed {
     feed
 }
 
-/// Meets whoever is a neighbour in the topic's overlay.
+/// Meets whoever is a neighbour in the topic's overlay. Where peers only catch up it is left.
 async fn gossip(shared: Arc<Shared>, topic: Topic, mut invitations: mpsc::Receiver<PeerId>) {
+    let mut changes = shared.admissions.changes();
     loop {
+        while shared.admissions.mode(topic) == TopicMode::CatchUp {
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
         let joined = shared.wire.join(*topic.derived().as_bytes()).await;
         let mut overlay = match joined {
             Ok(overlay) => overlay,
@@ -101,8 +107,14 @@ async fn gossip(shared: Arc<Shared>, topic: Topic, mut invitations: mpsc::Receiv
                         break;
                     }
                 }
+                Ok(()) = changes.changed() => {
+                    if shared.admissions.mode(topic) == TopicMode::CatchUp {
+                        break;
+                    }
+                }
             }
         }
+        drop(overlay);
         sleep(PAUSE).await;
     }
 }

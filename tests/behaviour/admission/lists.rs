@@ -104,6 +104,7 @@ async fn listed_peers_read_and_push_and_others_do_not() {
     let admission = Admission {
         read: Who::peers([friend.id(), reader.id()]),
         push: Who::peers([friend.id(), other.id()]),
+        ..Admission::everyone()
     };
     open(&members[0], admission.clone()).await;
     for member in &members {
@@ -199,6 +200,7 @@ async fn who_may_push_and_not_read_is_heard_and_learns_nothing() {
     let admission = Admission {
         read: Who::peers([PeerId::from_bytes([1; 32])]),
         push: Who::Everyone,
+        ..Admission::everyone()
     };
     open(&members[0], admission).await;
     let (mut ada, mut ben) = (Writer::new(1), Writer::new(2));

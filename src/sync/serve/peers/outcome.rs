@@ -26,15 +26,19 @@ impl Peers {
     /// A peer has everything, and is told what is new. True if that was not so before.
     pub(in crate::sync::serve) fn went_live(&self, peer: PeerId, topic: Topic) -> bool {
         let fresh = self.with(peer, topic, |it| {
-            let fresh = !std::mem::replace(&mut it.told.live, true);
-            if fresh {
-                it.completed += 1;
-                it.told.last_success = Some(SystemTime::now());
-                it.told.last_error = None;
-            }
-            fresh
+            !std::mem::replace(&mut it.told.live, true)
         });
-        fresh == Some(true)
+        fresh == Some(true) && self.caught_up(peer, topic)
+    }
+
+    /// A peer has everything, and that is all. True if it is known here.
+    pub(in crate::sync::serve) fn caught_up(&self, peer: PeerId, topic: Topic) -> bool {
+        let noted = self.with(peer, topic, |it| {
+            it.completed += 1;
+            it.told.last_success = Some(SystemTime::now());
+            it.told.last_error = None;
+        });
+        noted.is_some()
     }
 
     /// How many operations went to a peer, and came from it and were new.

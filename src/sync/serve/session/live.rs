@@ -5,10 +5,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{
-    super::{lately::Judged, topic::News},
+    super::{lately::Judged, peers::Peers, topic::News},
     Agreed, Running, Step,
 };
-use crate::sync::protocol::SyncError;
+use crate::{identity::PeerId, log_store::Topic, sync::protocol::SyncError};
 
 /// Live operations that a peer is sent before it is asked what it holds: a stock node that is told
 /// too much at once loses some and, on line 0.6, takes nothing any more.
@@ -21,9 +21,9 @@ impl Running<'_> {
         live && self.agreed.admitted.rights.read && self.session.wants_live()
     }
 
-    pub(super) fn went_live(&mut self) {
+    pub(super) fn went_well(&mut self, note: fn(&Peers, PeerId, Topic) -> bool) {
         let Agreed { peer, topic, .. } = self.agreed;
-        if self.shared.peers.went_live(peer, topic) {
+        if note(&self.shared.peers, peer, topic) {
             self.shared.registers(peer, None);
         }
     }
