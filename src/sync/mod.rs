@@ -132,7 +132,8 @@ pub use self::{
         TopicMap, TopicQuery,
     },
     serve::{
-        OpenSyncError, PeerState, PeerStatus, Sync, SyncOptions, SyncStatus, SyncWithError, Synced,
+        OpenSyncError, PeerState, PeerStatus, Sync, SyncOptions, SyncStatus, SyncWatch,
+        SyncWithError, Synced,
     },
     ticket::{LogTicket, ParseLogTicketError},
 };

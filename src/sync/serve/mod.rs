@@ -32,6 +32,7 @@ mod asking;
 mod backoff;
 mod claims;
 mod discover;
+mod door;
 mod doors;
 mod echoed;
 mod entrance;
@@ -55,16 +56,15 @@ mod settings;
 mod shake;
 mod status;
 mod topic;
+mod watched;
 mod ways;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use arc_swap::ArcSwap;
 use futures_util::StreamExt;
 use tokio::{
     sync::{Semaphore, watch},
@@ -85,18 +85,19 @@ use self::{
     register::Register,
     seats::{Seat, Seats},
     topic::Feed,
+    watched::Watched,
 };
-pub(crate) use self::{ephemeral::Channel, ways::Kept};
 pub use self::{
+    door::{OpenSyncError, Sync},
     once::{SyncWithError, Synced},
     options::SyncOptions,
     status::{PeerState, PeerStatus, SyncStatus},
+    watched::SyncWatch,
 };
+pub(crate) use self::{ephemeral::Channel, ways::Kept};
 use super::{
     client::Listeners,
-    outsiders::Outsiders,
     places::Places,
-    ticket::LogTicket,
     wire::{Wire, WireOptions, released},
 };
 use crate::{
@@ -124,48 +125,6 @@ const ASKED_AT_ONCE: usize = 8;
 const FULL: &str = "as many sessions as there may be are open";
 /// Between two looks at which topics are open.
 const TOPICS_PAUSE: Duration = Duration::from_millis(100);
-
-/// A member that serves outsiders: unmodified p2panda nodes of the lines 0.6 and 0.7.
-///
-/// A handle; clones are handles on the same door. It is open until [`Sync::stop`], or until the
-/// node shuts down. It listens on a port of its own with a key of its own, so that nothing that
-/// comes in there reaches the group's bonds.
-///
-/// ```
-/// use quorate::{
-///     GroupKey, Node,
-///     log_store::{Line, LogStore, Topic},
-///     sync::{Admission, Outsiders, SyncOptions},
-/// };
-///
-/// # #[tokio::main]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let node = Node::in_memory().bind_loopback().open().await?;
-/// let logs = node.create(GroupKey::generate(), LogStore::new()).await?.logs();
-/// let outsiders = Outsiders::of(&logs);
-/// outsiders.open_topic(Topic::named("cats"), Line::V07, Admission::everyone()).await?;
-///
-/// let options = SyncOptions { bind: vec!["127.0.0.1:0".parse()?], ..SyncOptions::default() };
-/// let sync = node.serve_sync(&logs, options).await?;
-/// println!("stock nodes find it at {}", sync.addr());
-/// println!("and our own clients by {}", sync.ticket());
-/// # assert!(sync.status().peers.is_empty());
-/// # node.shutdown().await;
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Clone)]
-pub struct Sync {
-    door: Arc<Door>,
-}
-
-/// What the handles on a door share.
-struct Door {
-    /// Another one once it was opened again with other settings.
-    shared: ArcSwap<Shared>,
-    /// One change of the settings, or the end, at a time.
-    turn: tokio::sync::Mutex<Kept>,
-}
 
 /// What all tasks of the door share.
 struct Shared {
@@ -197,118 +156,10 @@ struct Shared {
     register: Register,
     infos: Infos,
     channels: Channels,
+    /// The status as it was last told to whoever watches it.
+    watched: Arc<Watched>,
     stop: CancellationToken,
     tasks: TaskTracker,
-}
-
-/// The door could not be opened.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("outsiders cannot be served: {why}")]
-pub struct OpenSyncError {
-    why: String,
-}
-
-impl Sync {
-    /// Opens the door, where it was. `secret` is the key of its endpoint.
-    pub(crate) async fn start(
-        logs: &Logs,
-        secret: Zeroizing<[u8; 32]>,
-        options: SyncOptions,
-        kept: Kept,
-    ) -> Result<Self, OpenSyncError> {
-        Self::start_with(logs, secret, (options, kept), Patience::default()).await
-    }
-
-    async fn start_with(
-        logs: &Logs,
-        secret: Zeroizing<[u8; 32]>,
-        (options, mut kept): (SyncOptions, Kept),
-        patience: Patience,
-    ) -> Result<Self, OpenSyncError> {
-        let shared = Shared::open(logs, secret, options, kept.of(), patience).await?;
-        kept.keep(shared.kept()).await;
-        let door = Door {
-            shared: ArcSwap::new(shared),
-            turn: tokio::sync::Mutex::new(kept),
-        };
-        Ok(Self {
-            door: Arc::new(door),
-        })
-    }
-
-    fn shared(&self) -> Arc<Shared> {
-        self.door.shared.load_full()
-    }
-
-    /// The name of the door's endpoint; not that of the node.
-    #[must_use]
-    pub fn id(&self) -> PeerId {
-        self.shared().wire.id()
-    }
-
-    /// Where peers can dial it at the moment.
-    #[must_use]
-    pub fn addr(&self) -> PeerAddr {
-        self.shared().wire.addr()
-    }
-
-    /// By which transports our own clients reach it, and the addresses of each: `"quic"`, and those
-    /// of [`SyncOptions::transports`].
-    #[must_use]
-    pub fn transports(&self) -> BTreeMap<String, Vec<String>> {
-        self.shared().transports()
-    }
-
-    /// Who of the peers that are no members may do what, and who has asked.
-    #[must_use]
-    pub fn outsiders(&self) -> Outsiders {
-        Outsiders::of(&self.shared().logs)
-    }
-
-    /// A ticket to all open topics at this member, and at every other one whose door it has heard
-    /// of.
-    #[must_use]
-    pub fn ticket(&self) -> LogTicket {
-        let shared = self.shared();
-        let mut members = vec![shared.member_addr()];
-        members.extend(shared.doors.members());
-        LogTicket::new(shared.options.network, shared.open_topics(), members)
-    }
-
-    /// Looks for a peer, in every open topic that admits it, until it is found: it is dialled, and
-    /// dialled again with growing pauses of up to a minute.
-    pub fn add_peer(&self, addr: PeerAddr) {
-        self.shared().look_for(&addr);
-    }
-
-    /// Whom it serves, and how far they are.
-    #[must_use]
-    pub fn status(&self) -> SyncStatus {
-        self.shared().status()
-    }
-
-    /// Closes the door: ends all sessions and gives the socket back. Nothing listens any more, and
-    /// the status says so. Idempotent.
-    pub async fn stop(&self) {
-        let _turn = self.door.turn.lock().await;
-        self.shared().close().await;
-    }
-
-    /// Whether it is closed: by [`Sync::stop`], or because it could not be opened again.
-    pub(crate) async fn is_stopped(&self) -> bool {
-        // While it is opened again with other settings it is not.
-        let _turn = self.door.turn.lock().await;
-        self.shared().stop.is_cancelled()
-    }
-}
-
-impl fmt::Debug for Sync {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sync")
-            .field("id", &self.id())
-            .field("serving", &*self.shared().serving.borrow())
-            .finish_non_exhaustive()
-    }
 }
 
 impl Shared {
@@ -317,7 +168,7 @@ impl Shared {
         secret: Zeroizing<[u8; 32]>,
         options: SyncOptions,
         kept: &BTreeMap<String, String>,
-        patience: Patience,
+        (patience, watched): (Patience, Arc<Watched>),
     ) -> Result<Arc<Self>, OpenSyncError> {
         if let Some(why) = options.fault() {
             return Err(OpenSyncError { why });
@@ -368,6 +219,7 @@ impl Shared {
             register: Register::default(),
             infos: Infos::default(),
             channels: Channels::default(),
+            watched,
             kept: Arc::new(Semaphore::new(KEPT_MAX)),
             dials: Semaphore::new(DIALS_MAX),
             stop: CancellationToken::new(),
@@ -416,6 +268,7 @@ impl Shared {
         self.wire.close().await;
         self.tasks.wait().await;
         released(&bound).await;
+        self.tell_watchers();
     }
 
     fn ask_again(&self) -> Duration {
@@ -447,6 +300,7 @@ impl Shared {
         }
         self.run(entrance::watch_outbound(Arc::clone(self)));
         self.run(ask_again(Arc::clone(self)));
+        self.run(watched::follow(Arc::clone(self)));
     }
 
     /// Runs a task until the door closes.

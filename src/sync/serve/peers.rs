@@ -44,6 +44,8 @@ pub(super) struct Peers {
     slots: AtomicU64,
     /// Told whom the table has forgotten.
     forgotten: Box<dyn Fn(PeerId) + Send + Sync>,
+    /// Something may have changed that a status tells.
+    changed: Notify,
 }
 
 /// How well a peer is known: who is known least is forgotten first.
@@ -145,7 +147,13 @@ impl Peers {
             table: Mutex::default(),
             slots: AtomicU64::new(0),
             forgotten: Box::new(forgotten),
+            changed: Notify::new(),
         }
+    }
+
+    /// Waits until something may have changed that a status tells. One waits at a time.
+    pub(super) async fn changed(&self) {
+        self.changed.notified().await;
     }
 
     /// Remembers where a peer is. False if there is no room for another peer.
@@ -226,6 +234,7 @@ impl Peers {
         look: impl FnOnce(&mut Served) -> R,
     ) -> Option<R> {
         let mut table = self.locked();
+        self.changed.notify_one();
         Some(look(table.get_mut(&peer)?.topics.get_mut(&topic)?))
     }
 
@@ -237,6 +246,7 @@ impl Peers {
         look: impl FnOnce(&mut Served) -> R,
     ) -> Option<R> {
         let mut table = self.locked();
+        self.changed.notify_one();
         let peer = self.entry(&mut table, peer, Rank::Met)?;
         if !peer.topics.contains_key(&topic) && peer.topics.len() >= TOPICS_MAX {
             return None;
@@ -269,6 +279,7 @@ impl Peers {
             return None;
         }
         entry.sessions += 1;
+        self.changed.notify_one();
         Some(Counted {
             peers: Arc::clone(self),
             peer,
@@ -574,6 +585,7 @@ impl Drop for Slot {
 
 impl Drop for Counted {
     fn drop(&mut self) {
+        self.peers.changed.notify_one();
         if let Some(peer) = self.peers.locked().get_mut(&self.peer) {
             peer.sessions -= 1;
         }

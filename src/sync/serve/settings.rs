@@ -95,6 +95,7 @@ impl Sync {
         };
         kept.keep(opened.kept()).await;
         self.door.shared.store(Arc::clone(&opened));
+        opened.tell_watchers();
         for addr in added {
             if !former.peers.iter().any(|it| it.peer == addr.peer) {
                 opened.look_for(&addr);
@@ -137,7 +138,8 @@ impl Shared {
     ) -> Result<Arc<Self>, OpenSyncError> {
         let again = || {
             let (logs, secret) = (&self.logs, self.secret.clone());
-            Self::open(logs, secret, options.clone(), kept, self.patience)
+            let more = (self.patience, Arc::clone(&self.watched));
+            Self::open(logs, secret, options.clone(), kept, more)
         };
         match options.bind == former.bind {
             true => at_former_port(FORMER_PORT_WAIT, again).await,

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// How a member serves outsiders, at one moment.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SyncStatus {
     /// Whether the door is open. If not, nothing listens.
@@ -26,7 +26,7 @@ pub struct SyncStatus {
 }
 
 /// One peer in one topic. What is counted is what this member did since it began to serve.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PeerStatus {
     /// The peer.

@@ -1,8 +1,10 @@
 //! The door from outside: guests that speak the protocol of stock nodes, honest and not.
 
+mod catch_up;
 mod decisions;
 mod doors;
 mod guest;
 mod hostile;
 mod overlay;
 mod quorum;
+mod watched;

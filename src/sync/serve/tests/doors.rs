@@ -25,7 +25,7 @@ fn quick() -> Patience {
 }
 
 /// A guest that lets doors in, and their sessions.
-async fn open_guest() -> (Guest, mpsc::Receiver<Connection>) {
+pub(super) async fn open_guest() -> (Guest, mpsc::Receiver<Connection>) {
     let (came, coming) = mpsc::channel(64);
     let guest = Guest::that(move |knock| {
         let came = came.clone();
@@ -39,7 +39,7 @@ async fn open_guest() -> (Guest, mpsc::Receiver<Connection>) {
 }
 
 /// The next session that a door begins with the guest.
-async fn next(coming: &mut mpsc::Receiver<Connection>, line: Line) -> Talk {
+pub(super) async fn next(coming: &mut mpsc::Receiver<Connection>, line: Line) -> Talk {
     let connection = soon("a door dials", coming.recv()).await;
     Talk::answer(connection.expect("the guest is there"), line).await
 }

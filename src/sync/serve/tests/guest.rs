@@ -111,6 +111,15 @@ impl House {
         sync
     }
 
+    /// Changes what a topic admits, and how it is served.
+    pub(super) async fn admit(&self, line: Line, admission: Admission) {
+        let outsiders = Outsiders::of(&self.logs[0]);
+        let admitting = outsiders.admit(topic(line), admission);
+        soon("the change", admitting)
+            .await
+            .expect("a quorum is there");
+    }
+
     pub(super) async fn append(&self, operations: Vec<Operation>) {
         for operation in operations {
             let topic = topic(operation.line());
@@ -200,6 +209,16 @@ impl Guest {
     pub(super) async fn dial(&self, door: &Sync, service: Service) -> Connection {
         let dialled = soon("the door", self.wire.dial(&door.addr(), service)).await;
         dialled.expect("it is open")
+    }
+
+    /// Takes part in the overlay of a topic's sessions, and invites the door.
+    pub(super) async fn join(&self, door: &Sync, line: Line) -> Membership {
+        let joining = self.wire.join(*topic(line).derived().as_bytes());
+        let overlay = joining.await.expect("gossip is open");
+        self.wire.learn(&door.addr());
+        let invited = overlay.invite(&[door.id()]).await;
+        invited.expect("gossip is open");
+        overlay
     }
 
     /// Whether the door lets it in, and serves the topic.
