@@ -59,6 +59,8 @@ macro_rules! on_both_lines {
 
 use on_both_lines;
 
+#[path = "interop/catch_up.rs"]
+mod catch_up;
 #[path = "interop/long.rs"]
 mod long;
 #[path = "interop/streams.rs"]

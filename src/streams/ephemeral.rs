@@ -59,7 +59,8 @@ impl TopicStream {
     ///
     /// # Errors
     /// [`EphemeralPublishError::NotOpen`]: the topic is not open, or not known to the door yet,
-    /// which takes a moment; or the door is another group's.
+    /// which takes a moment; or it is open for catching up only
+    /// ([`TopicMode`](crate::sync::TopicMode)); or the door is another group's.
     pub fn ephemeral<M>(&self, door: &Sync) -> Result<EphemeralStream<M>, EphemeralPublishError> {
         let own = self.logs().group().id() == door.group();
         let channel = own.then(|| door.channel(self.topic())).flatten();

@@ -151,11 +151,14 @@ impl Sync {
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let node = Node::in_memory().bind_loopback().open().await?;
     /// # let logs = node.create(GroupKey::generate(), LogStore::new()).await?.logs();
-    /// # let options = SyncOptions { bind: vec!["127.0.0.1:0".parse()?], ..SyncOptions::default() };
+    /// # let bind = vec!["127.0.0.1:0".parse()?];
+    /// # let options = SyncOptions { bind, ..SyncOptions::default() };
     /// let sync = node.serve_sync(&logs, options).await?;
     /// let mut status = sync.watch_status();
     /// // It reaches a quorum, and nobody lacks anything.
-    /// let complete = status.wait_for(|it| it.serving && it.peers.iter().all(|it| it.is_complete()));
+    /// let complete = status.wait_for(|it| {
+    ///     it.serving && it.peers.iter().all(|it| it.is_complete())
+    /// });
     /// assert!(complete.await.is_some());
     /// # node.shutdown().await;
     /// # Ok(())

@@ -27,12 +27,8 @@ fn options() -> SyncOptions {
 async fn open(logs: &Logs, node: &Node, options: SyncOptions) -> Sync {
     let door = soon("the door", node.serve_sync(logs, options)).await;
     let door = door.expect("loopback can be bound");
-    let serves = async {
-        while !door.status().serving {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    soon("it serves", serves).await;
+    let mut status = door.watch_status();
+    soon("it serves", status.wait_for(|it| it.serving)).await;
     door
 }
 

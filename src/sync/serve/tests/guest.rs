@@ -107,7 +107,8 @@ impl House {
         )
         .await;
         let sync = opened.expect("loopback can be bound");
-        until("it serves", || sync.status().serving).await;
+        let mut status = sync.watch_status();
+        soon("it serves", status.wait_for(|it| it.serving)).await;
         sync
     }
 

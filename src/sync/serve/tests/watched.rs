@@ -1,7 +1,7 @@
 //! Waiting for what a door's status says.
 
 use super::{
-    super::{Patience, PeerState, SyncOptions},
+    super::{Patience, PeerState, SyncOptions, SyncStatus},
     doors::live,
     guest::{Guest, House, soon, topic},
 };
@@ -19,7 +19,7 @@ async fn who_watches_a_door_is_told_what_becomes_of_a_peer_and_of_the_door() {
     live(&mut talk).await;
     let is = |state| {
         let (peer, topic) = (guest.id(), topic(line));
-        move |it: &crate::sync::SyncStatus| {
+        move |it: &SyncStatus| {
             let mut peers = it.peers.iter();
             peers.any(|it| (it.peer, it.topic, it.state) == (peer, topic, state))
         }
@@ -40,7 +40,8 @@ async fn who_watches_a_door_is_told_what_becomes_of_a_peer_and_of_the_door() {
         ..door.options()
     };
     door.configure(network).await.expect("it makes sense");
-    let fresh = status.wait_for(|it| it.open && it.serving && it.peers.is_empty());
+    let counts_anew = |it: &SyncStatus| it.peers.iter().all(|it| it.sessions == 0);
+    let fresh = status.wait_for(|it| it.open && it.serving && counts_anew(it));
     soon("it serves again", fresh)
         .await
         .expect("the door is open");
