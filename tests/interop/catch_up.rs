@@ -9,7 +9,6 @@ use quorate::{
 
 use crate::{
     mint::Mint,
-    on_both_lines,
     peer::{Dials, Group},
     published,
 };
