@@ -23,20 +23,23 @@ use super::{
 
 const MIB: usize = 1024 * 1024;
 /// One journal buffer. Few enough flushes at full load, small enough for three nodes a process.
-const JOURNAL_BUFFER_BYTES: usize = 32 * MIB;
+const JOURNAL_BUFFER_BYTES: usize = 16 * MIB;
 /// One buffer of the machines' state: so large that keys which are written again and again are
-/// overwritten in it, and so small that a node with long logs stays near 200 MiB.
+/// overwritten in it, and so small that a node with long logs stays below 200 MiB.
 const STATE_BUFFER_BYTES: usize = 16 * MIB;
 const META_BUFFER_BYTES: usize = 2 * MIB;
 /// All families' buffers together.
-const ALL_BUFFERS_BYTES: usize = 64 * MIB;
+const ALL_BUFFERS_BYTES: usize = 48 * MIB;
 /// Past this, RocksDB flushes the family that pins the oldest log file: a vote that is rarely
 /// written must not keep every log file, and replaying this much at open takes under a second.
 const WAL_BYTES_MAX: u64 = 128 * MIB as u64;
 /// The journal's, and the same again for the rest: both are read at a start, and by laggards.
-const BLOCK_CACHE_BYTES: usize = 8 * MIB;
+const BLOCK_CACHE_BYTES: usize = 4 * MIB;
 /// The state's own: its blocks, their indexes and filters. A machine reads at random.
-const STATE_CACHE_BYTES: usize = 32 * MIB;
+const STATE_CACHE_BYTES: usize = 24 * MIB;
+/// Read at once of each file that is being compacted. The default is made for turning disks, and
+/// costs four times the memory.
+const COMPACTION_READ_BYTES: usize = 512 * 1024;
 /// Of a filter, for each key: one read in a hundred for a key that is not there looks in vain.
 const STATE_FILTER_BITS: f64 = 10.0;
 const OPEN_FILES_MAX: i32 = 256;
@@ -263,6 +266,7 @@ fn database_options() -> Options {
     options.set_db_write_buffer_size(ALL_BUFFERS_BYTES);
     // Table files are written out as they grow: one great sync at their end would stall the log's.
     options.set_bytes_per_sync(MIB as u64);
+    options.set_compaction_readahead_size(COMPACTION_READ_BYTES);
     options.set_max_background_jobs(BACKGROUND_JOBS);
     options.set_max_open_files(OPEN_FILES_MAX);
     options.set_log_level(LogLevel::Warn);
@@ -282,14 +286,17 @@ fn family_options(family: Family) -> Options {
         Family::State => STATE_CACHE_BYTES,
     };
     table.set_block_cache(&Cache::new_lru_cache(cache_bytes));
-    if family == Family::State {
-        table.set_bloom_filter(STATE_FILTER_BITS, false);
-        // In the cache, so that a large state does not take memory without a limit.
+    if family != Family::Meta {
+        // In the cache, so that a long journal or a large state does not take memory without a
+        // limit.
         table.set_cache_index_and_filter_blocks(true);
         table.set_pin_l0_filter_and_index_blocks_in_cache(true);
         // In parts: whole, the index of one large file is larger than a shard of the cache, and
         // would be read and decompressed again for every key.
         table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    }
+    if family == Family::State {
+        table.set_bloom_filter(STATE_FILTER_BITS, false);
         table.set_partition_filters(true);
     }
     options.set_block_based_table_factory(&table);
