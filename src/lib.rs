@@ -91,8 +91,8 @@ pub use crate::{
         ParseMemberIdError, ParsePeerIdError, ParseTicketError, PeerAddr, PeerId,
     },
     machine::{
-        Map, MapAnswer, MapCommand, MapOutput, MapQuery, Moment, Order, Position, Snapshot,
-        SnapshotReader, StateMachine, Table, TableView, Visit,
+        InvalidCommand, Map, MapAnswer, MapCommand, MapOutput, MapQuery, Moment, Order, Position,
+        Snapshot, SnapshotReader, StateMachine, Table, TableView, Visit,
     },
     mesh::Bonds,
     metrics::Metrics,

@@ -62,6 +62,9 @@ counters! {
     snapshots_built,
     /// Snapshots received and installed.
     snapshots_installed,
+    /// Times that other members sent commands which the machine refuses; see
+    /// [`StateMachine::validate`](crate::StateMachine::validate).
+    invalid_commands,
     /// Commands applied to state machines.
     commands_applied,
     /// Early elections tried because the leader fell silent or departed.

@@ -16,6 +16,8 @@ mod client;
 mod faults;
 #[path = "behaviour/identity.rs"]
 mod identity;
+#[path = "behaviour/invalid.rs"]
+mod invalid;
 #[path = "behaviour/joining.rs"]
 mod joining;
 #[path = "behaviour/logs.rs"]

@@ -75,7 +75,10 @@ const HOMES: &[(&str, &[&str])] = &[
             "src/sync/wire",
         ],
     ),
-    ("blake3", &["src/log_store/", "src/sync/"]),
+    (
+        "blake3",
+        &["src/log_store/", "src/raft/validate.rs", "src/sync/"],
+    ),
     (
         "cbor_core",
         &["src/streams/message.rs", "src/log_store/operation/fuzz.rs"],

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     machine::{Position, StateMachine, decode, encode},
-    raft::{Answer, BATCH_BYTES_TARGET, BATCH_COMMANDS_MAX},
+    raft::{Answer, BATCH_BYTES_TARGET, BATCH_COMMANDS_MAX, Validator},
 };
 
 /// Packs of one `execute_many` that are under way at once.
@@ -48,8 +48,10 @@ impl<M: StateMachine> Group<M> {
     ) -> impl Future<Output = Result<(Position, M::Output), ExecuteError>> + Send + 'static {
         let encoded = self.encode(&command);
         let submitter = self.submitter.clone();
+        let validator = self.replica.validator().cloned();
         async move {
-            let answered = submitter.submit(vec![encoded?]).await;
+            let encoded = validated(validator.as_ref(), encoded?).await?;
+            let answered = submitter.submit(vec![encoded]).await;
             sole(answered.await)
         }
     }
@@ -108,8 +110,9 @@ impl<M: StateMachine> Group<M> {
         }
     }
 
-    /// Hands a command in, which waits for room, and gives the future of its output. Commands
-    /// handed in one after the other keep their order as those of one [`Group::execute_many`] do.
+    /// Hands in a command that the machine would not refuse, for it is not validated; waits for
+    /// room, and gives the future of its output. Commands handed in one after the other keep their
+    /// order as those of one [`Group::execute_many`] do.
     pub(crate) async fn hand_in(
         &self,
         command: M::Command,
@@ -165,7 +168,7 @@ impl<M: StateMachine, I: Iterator<Item = M::Command>> Many<M, I> {
                 return Some(result);
             }
             while self.under_way.len() < PACKS_IN_FLIGHT {
-                match self.next_pack() {
+                match self.next_pack().await {
                     Ok(pack) if pack.is_empty() => break,
                     Ok(pack) => {
                         let count = pack.len();
@@ -182,14 +185,18 @@ impl<M: StateMachine, I: Iterator<Item = M::Command>> Many<M, I> {
     }
 
     /// The next commands that fit together; a command that cannot be sent ends the pack.
-    fn next_pack(&mut self) -> Result<Vec<Bytes>, (Vec<Bytes>, ExecuteError)> {
+    async fn next_pack(&mut self) -> Result<Vec<Bytes>, (Vec<Bytes>, ExecuteError)> {
         let mut pack: Vec<Bytes> = self.spare.take().into_iter().collect();
         let mut bytes: usize = pack.iter().map(Bytes::len).sum();
         while pack.len() < BATCH_COMMANDS_MAX && bytes < BATCH_BYTES_TARGET {
             let Some(command) = self.commands.next() else {
                 break;
             };
-            match self.group.encode(&command) {
+            let encoded = match self.group.encode(&command) {
+                Ok(encoded) => validated(self.group.replica.validator(), encoded).await,
+                Err(error) => Err(error),
+            };
+            match encoded {
                 Ok(encoded) if bytes + encoded.len() > BATCH_BYTES_TARGET && !pack.is_empty() => {
                     self.spare = Some(encoded);
                     break;
@@ -226,6 +233,17 @@ impl<M: StateMachine, I: Iterator<Item = M::Command>> Many<M, I> {
         self.ready
             .extend(results.into_iter().map(|it| it.map(|(_, output)| output)));
     }
+}
+
+/// A command that the machine does not refuse, if it is one that looks.
+async fn validated(validator: Option<&Validator>, command: Bytes) -> Result<Bytes, ExecuteError> {
+    if let Some(validator) = validator
+        && let Err(why) = validator.command(command.clone()).await
+    {
+        let why = why.to_string();
+        return Err(ExecuteError::NotApplied(NotApplied::Refused { why }));
+    }
+    Ok(command)
 }
 
 fn sole<O: serde::de::DeserializeOwned>(

@@ -42,6 +42,10 @@ pub struct Status {
     pub purged_index: u64,
     /// Whether this member can reach a majority of the voters at the moment.
     pub quorum: bool,
+    /// How often other members have sent this one commands that the machine refuses, since the
+    /// group was opened here: entries forwarded to it as the leader, and terms of leaders that it
+    /// takes nothing more from. See [`StateMachine::validate`].
+    pub invalid_commands: u64,
     /// What somebody should look after; none once the group has stopped here.
     pub warnings: Vec<Warning>,
     /// Why the group does not run on this node any more, if so.
@@ -114,6 +118,10 @@ pub enum Warning {
     /// Another group was founded with the same key; a node of it has been met and refused. Stays
     /// until this node is restarted.
     RivalGroup,
+    /// Another member sent commands that the machine refuses, forged ones of the log store for
+    /// instance: it is broken or in foreign hands, and the log of this node names it. Nothing of
+    /// them was applied here. Stays until this node is restarted.
+    InvalidCommands,
 }
 
 impl fmt::Display for Warning {
@@ -125,6 +133,10 @@ impl fmt::Display for Warning {
             Self::RivalGroup => {
                 "another group was founded with the same key: remove the data of one of the two, \
                  then join the other"
+            }
+            Self::InvalidCommands => {
+                "a member sent invalid commands, which were refused: find out which in the log, \
+                 and remove it"
             }
         })
     }
@@ -140,6 +152,7 @@ impl<M: StateMachine> Group<M> {
             leader,
             members,
             rival,
+            invalid_commands,
             removed: _,
             stopped,
         } = self.replica.state();
@@ -176,7 +189,7 @@ impl<M: StateMachine> Group<M> {
         let quorum = reaches_quorum(&members);
         let warnings = match &stopped {
             Some(_) => Vec::new(),
-            None => warnings(&members, quorum, rival),
+            None => warnings(&members, quorum, rival, invalid_commands > 0),
         };
         Status {
             group: self.id(),
@@ -190,6 +203,7 @@ impl<M: StateMachine> Group<M> {
             snapshot_index: progress.snapshot_index,
             purged_index: progress.purged_index,
             quorum,
+            invalid_commands,
             warnings,
             stopped: stopped.map(Stopped::new),
         }
@@ -274,7 +288,7 @@ fn reaches_quorum(members: &[MemberStatus]) -> bool {
     reached > voters / 2
 }
 
-fn warnings(members: &[MemberStatus], quorum: bool, rival: bool) -> Vec<Warning> {
+fn warnings(members: &[MemberStatus], quorum: bool, rival: bool, invalid: bool) -> Vec<Warning> {
     let voters = || members.iter().filter(|it| it.voter);
     let down = voters().any(|it| matches!(it.health, Health::Silent | Health::Unreachable));
     let all = [
@@ -282,6 +296,7 @@ fn warnings(members: &[MemberStatus], quorum: bool, rival: bool) -> Vec<Warning>
         (!quorum, Warning::NoQuorum),
         (down, Warning::VoterDown),
         (rival, Warning::RivalGroup),
+        (invalid, Warning::InvalidCommands),
     ];
     all.into_iter()
         .filter(|(holds, _)| *holds)

@@ -19,11 +19,13 @@ use super::{
     error::{ChainRefused, LogRefused},
     hearsay::Hearsay,
     ingest::InFlight,
-    operation::{Author, Line, LogId, Operation, Topic},
+    operation::{self, Author, Line, LogId, Operation, Topic},
     publisher::Publishers,
     table::{self, Head, Held, OperationRecord, Place, TopicRecord},
 };
-use crate::machine::{Order, Position, Snapshot, SnapshotReader, StateMachine, Table, TableView};
+use crate::machine::{
+    InvalidCommand, Order, Position, Snapshot, SnapshotReader, StateMachine, Table, TableView,
+};
 
 /// Pruned operations that one command removes from the table, besides what it is for; an append
 /// removes twice what it brings if that is more, so that sweeping keeps up. Frozen likewise.
@@ -32,8 +34,8 @@ const SWEEP_OPERATIONS: usize = 512;
 /// Append-only logs of p2panda operations, kept in the node's store.
 ///
 /// Found or join a group with it and use it through [`Logs`](super::Logs), which
-/// [`Group::logs`](crate::Group::logs) gives; that also checks the signatures, which a command's
-/// proposer owes. What the machine itself checks of each operation, at every member:
+/// [`Group::logs`](crate::Group::logs) gives. Every member checks the signature of each operation
+/// before it takes it, from whomever it comes ([`StateMachine::validate`]), and when it is applied:
 ///
 /// - its header and body are what a stock node of the topic's line decodes ([`Operation::decode`]);
 /// - the topic is open and of the operation's line, and the log id is the topic's;
@@ -325,6 +327,7 @@ impl LogStore {
 impl StateMachine for LogStore {
     const NAME: &'static str = "quorate.logs";
     const STORED: bool = true;
+    const VALIDATES: bool = true;
     type Command = LogCommand;
     type Output = LogOutput;
     /// There is none: [`Logs`](super::Logs) reads.
@@ -335,6 +338,14 @@ impl StateMachine for LogStore {
     fn open(&mut self, table: Table) {
         self.table = table;
         self.sweeping = Sweeping::Unknown;
+    }
+
+    /// Each operation's signature. Form and place are looked at where it is appended.
+    fn validate(command: &LogCommand) -> Result<(), InvalidCommand> {
+        match command {
+            LogCommand::Append { operations, .. } => signed(operations),
+            _ => Ok(()),
+        }
     }
 
     fn apply(&mut self, at: Position, command: LogCommand) -> LogOutput {
@@ -387,6 +398,22 @@ impl std::fmt::Debug for LogStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("LogStore").finish_non_exhaustive()
     }
+}
+
+/// Whether operations are signed by their authors, as far as they can be read: which line the topic
+/// is of, the table says, and what is of neither is refused where it is appended.
+fn signed(operations: &[RawOperation]) -> Result<(), InvalidCommand> {
+    let read = |it: &RawOperation| {
+        let decode = |line| Operation::decode(line, it.header.clone(), it.body.clone());
+        decode(Line::V07).or_else(|_| decode(Line::V06)).ok()
+    };
+    let operations: Vec<Operation> = operations.iter().filter_map(read).collect();
+    let invalid = operation::verify_all(&operations)
+        .into_iter()
+        .find_map(Result::err);
+    invalid.map_or(Ok(()), |why| {
+        Err(InvalidCommand::new(format!("a forged operation: {why}")))
+    })
 }
 
 /// One append under way.

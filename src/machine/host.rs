@@ -7,7 +7,10 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{Position, Snapshot, SnapshotReader, StateMachine, Table};
+use super::{
+    Position, Snapshot, SnapshotReader, StateMachine, Table,
+    validate::{ValidateCommand, validator},
+};
 
 /// A machine that takes and gives bytes.
 ///
@@ -30,6 +33,8 @@ pub(crate) trait Machine: Send {
     fn name(&self) -> &'static str;
     /// Whether bytes are a command of this machine: asked, on any thread, before they are proposed.
     fn check(&self) -> CheckCommand;
+    /// What asks the machine whether a command may be taken; none if all may.
+    fn validate(&self) -> Option<ValidateCommand>;
 }
 
 /// Whether bytes are a command of some machine.
@@ -96,6 +101,10 @@ impl<M: StateMachine> Machine for Host<M> {
 
     fn check(&self) -> CheckCommand {
         |command| decode::<M::Command>(command).map(drop)
+    }
+
+    fn validate(&self) -> Option<ValidateCommand> {
+        validator::<M>()
     }
 }
 

@@ -4,17 +4,22 @@ mod host;
 mod map;
 mod snapshot;
 mod table;
+mod validate;
 
 use std::io;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 pub(crate) use self::host::{CheckCommand, Host, Machine, Undecodable, Views, decode, encode};
-pub(crate) use self::table::{Backing, Pinned, Reads};
 pub use self::{
     map::{Map, MapAnswer, MapCommand, MapOutput, MapQuery},
     snapshot::{Snapshot, SnapshotReader},
     table::{Moment, Order, Table, TableView, Visit},
+    validate::InvalidCommand,
+};
+pub(crate) use self::{
+    table::{Backing, Pinned, Reads},
+    validate::ValidateCommand,
 };
 
 /// Where a command stands in the one order of its group.
@@ -229,6 +234,71 @@ pub struct Position {
 /// # }
 /// ```
 ///
+/// A check that is too slow for `apply`, of a signature say, is made beforehand, on every member;
+/// see [`validate`](Self::validate).
+///
+/// ```
+/// use std::io;
+///
+/// use quorate::{
+///     ExecuteError, GroupKey, InvalidCommand, Node, Position, Snapshot, SnapshotReader,
+///     StateMachine,
+/// };
+/// use serde::{Deserialize, Serialize};
+///
+/// /// Words with their hash, which takes long to compute where words are long.
+/// #[derive(Serialize, Deserialize)]
+/// struct Said {
+///     words: String,
+///     hash: [u8; 32],
+/// }
+///
+/// #[derive(Default)]
+/// struct Sayings(u64);
+///
+/// impl StateMachine for Sayings {
+///     const NAME: &'static str = "example.sayings";
+///     const VALIDATES: bool = true;
+///     type Command = Said;
+///     type Output = u64;
+///     type Query = ();
+///     type Answer = u64;
+///     type View = u64;
+///
+///     fn validate(said: &Said) -> Result<(), InvalidCommand> {
+///         if *blake3::hash(said.words.as_bytes()).as_bytes() == said.hash {
+///             return Ok(());
+///         }
+///         Err(InvalidCommand::new("the hash is of other words"))
+///     }
+///
+///     fn apply(&mut self, _at: Position, _said: Said) -> u64 {
+///         self.0 += 1;
+///         self.0
+///     }
+/// #   fn view(&self) -> u64 { self.0 }
+/// #   fn query(view: &u64, (): ()) -> u64 { *view }
+/// #   fn snapshot(&self) -> Snapshot { Snapshot::of(self.0) }
+/// #   fn restore(&mut self, from: SnapshotReader<'_>) -> io::Result<()> {
+/// #       self.0 = from.value()?;
+/// #       Ok(())
+/// #   }
+/// }
+///
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let node = Node::in_memory().bind_loopback().open().await?;
+/// let group = node.create(GroupKey::generate(), Sayings::default()).await?;
+/// let (words, hash) = (String::from("meow"), [0; 32]);
+/// let refused = group.execute(Said { words: words.clone(), hash }).await;
+/// assert!(matches!(refused, Err(ExecuteError::NotApplied(_))));
+/// let hash = *blake3::hash(words.as_bytes()).as_bytes();
+/// assert_eq!(group.execute(Said { words, hash }).await?, 1);
+/// # node.shutdown().await;
+/// # Ok(())
+/// # }
+/// ```
+///
 /// [postcard]: https://docs.rs/postcard
 pub trait StateMachine: Send + 'static {
     /// Names the machine, not its version: `"example.counter"`. Part of the group's id, so a group
@@ -237,6 +307,9 @@ pub trait StateMachine: Send + 'static {
     /// Whether the machine keeps its state in the [`Table`] given to [`open`](Self::open), and
     /// nowhere else but for what it can rebuild from that.
     const STORED: bool = false;
+    /// Whether [`validate`](Self::validate) is to be asked. Without it commands are not even
+    /// decoded for that.
+    const VALIDATES: bool = false;
     /// What changes the state. Its encoded size is limited by
     /// [`Config::command_bytes_max`](crate::config::Config::command_bytes_max).
     type Command: Serialize + DeserializeOwned + Send + 'static;
@@ -256,6 +329,37 @@ pub trait StateMachine: Send + 'static {
     /// an empty one. A panic in it reaches whoever opens the group.
     fn open(&mut self, table: Table) {
         drop(table);
+    }
+
+    /// Whether a command may be taken, as far as the command alone tells. Asked only if
+    /// [`VALIDATES`](Self::VALIDATES).
+    ///
+    /// It is for checks that cost too much for [`apply`](Self::apply), which all commands wait
+    /// for: it runs beside that, for several commands at once, and may take all cores for a while.
+    /// Each member asks once for each command: whoever calls [`Group::execute`] before the command
+    /// is proposed, a leader before it proposes what another member forwards, a follower before it
+    /// journals, and so acknowledges, what its leader sends. What lies in the own journal, and a
+    /// snapshot, is not asked about again.
+    ///
+    /// An honest member never sends what this refuses, so a refusal names a member that is broken
+    /// or in foreign hands. Nothing of it is applied, here or later: a leader answers the sender; a
+    /// follower takes nothing more from that leader in its term, and has another one elected if a
+    /// majority of the voters has met the same. Both say so in
+    /// [`Status::invalid_commands`](crate::Status::invalid_commands). If a majority has taken the
+    /// command, because it runs another program, this member falls behind for good rather than
+    /// differ from it.
+    ///
+    /// So a check may become milder in a later version of the machine, never stricter: a member
+    /// that lags is sent the commands of long ago. What `apply` can refuse with an
+    /// [`Output`](Self::Output) is better left to it. A panic counts as a refusal.
+    ///
+    /// # Errors
+    /// Why it is refused.
+    ///
+    /// [`Group::execute`]: crate::Group::execute
+    fn validate(command: &Self::Command) -> Result<(), InvalidCommand> {
+        let _ = command;
+        Ok(())
     }
 
     /// Applies one committed command and answers it. Deterministic, infallible, prompt.

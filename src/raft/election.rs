@@ -59,8 +59,13 @@ impl Replica {
         }
     }
 
-    /// Whether this member is out of reach: no bond with it, or a silent one, or it said goodbye.
+    /// Whether this member is out of reach: no bond with it, or a silent one, or it said goodbye;
+    /// or nothing is taken of it as the leader.
     fn is_lost(&self, member: MemberId) -> bool {
+        let state = self.state();
+        if state.leader == Some(member) && self.refuses_term(state.term) {
+            return true;
+        }
         match self.mesh().bond_to(member) {
             Some(bond) => bond.is_silent() || self.has_departed(member),
             None => true,

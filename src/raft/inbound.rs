@@ -7,8 +7,13 @@
 use std::{io, sync::Weak};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use futures_util::{StreamExt, future::BoxFuture, pin_mut, stream};
-use openraft::raft::{TransferLeaderRequest, VoteResponse};
+use futures_util::{
+    StreamExt,
+    future::{self, BoxFuture},
+    pin_mut, stream,
+    stream::BoxStream,
+};
+use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteResponse};
 
 use super::{
     Raft, Types, Vote, codec,
@@ -21,11 +26,12 @@ use super::{
     propose::encode_attempt,
     read_index::READ_INDEX,
     replica::Replica,
+    validate::APPENDS_AHEAD,
 };
 use crate::{
     bond::{Introduction, Lane, MeshEvent, Proven, Refusal, Service, StreamKind},
     identity::{MemberId, PeerAddr, PeerId},
-    net::BondStream,
+    net::{BondStream, RecvStream},
 };
 
 /// Requests with a first byte below this are journal entries, forwarded as they are.
@@ -91,8 +97,9 @@ impl Service for Inbound {
                     .flatten()
             }),
             (Lane::Forward, Some(kind)) if kind < FIRST_REQUEST => {
-                // Proposed before this returns, so that entries keep the order they came in.
-                let attempt = replica.propose_forwarded(body);
+                // Proposed before this returns, or given its turn, so that entries keep the order
+                // they came in.
+                let attempt = replica.propose_forwarded(from.member, body);
                 Box::pin(async move { Some(encode_attempt(&attempt.await)) })
             }
             (Lane::Forward, Some(READ_INDEX)) => {
@@ -160,7 +167,9 @@ async fn answer_vote_lane(
         }
         APPEND => {
             let request = codec::decode_append(body)?;
-            check_leader(&request.vote, from)?;
+            check_heard_leader(replica, &request.vote, from)?;
+            let valid = replica.validate_append(&request).await;
+            valid.map_err(io::Error::other)?;
             hear(replica, from);
             let answers = raft.stream_append(stream::once(async { request }).boxed());
             pin_mut!(answers);
@@ -204,36 +213,8 @@ async fn serve_appends(replica: &Replica, from: &Proven, stream: BondStream) -> 
         .map_err(io::Error::other)?;
     check_target(replica, &mut hello.ok_or(io::ErrorKind::UnexpectedEof)?)?;
     let raft = replica.raft().ok_or(io::ErrorKind::NotConnected)?;
-    let leader = *from;
-    let hearing = replica.me();
-    // The first request that does not hold ends the stream; the answers before it still go out.
-    let requests = stream::unfold(recv, move |mut recv| {
-        let hearing = hearing.clone();
-        async move {
-            let frame = match recv.read_frame(APPEND_FRAME_MAX).await {
-                Ok(frame) => frame?,
-                Err(error) => {
-                    tracing::debug!(member = %leader.member, %error, "an append stream broke");
-                    return None;
-                }
-            };
-            let request = codec::decode_append(frame)
-                .and_then(|it| check_leader(&it.vote, &leader).map(|()| it));
-            match request {
-                Ok(request) => {
-                    if let Some(replica) = hearing.upgrade() {
-                        hear(&replica, &leader);
-                    }
-                    Some((request, recv))
-                }
-                Err(error) => {
-                    tracing::warn!(member = %leader.member, %error, "an append was refused");
-                    None
-                }
-            }
-        }
-    });
-    let answers = raft.stream_append(requests.boxed()).ready_chunks(64);
+    let requests = appends(replica, *from, recv);
+    let answers = raft.stream_append(requests).ready_chunks(64);
     pin_mut!(answers);
     let mut frames = Vec::with_capacity(64);
     while let Some(ready) = answers.next().await {
@@ -248,6 +229,57 @@ async fn serve_appends(replica: &Replica, from: &Proven, stream: BondStream) -> 
     Ok(())
 }
 
+/// The leader's requests, checked. The first one that does not hold ends them; the answers to those
+/// before it still go out.
+fn appends(
+    replica: &Replica,
+    leader: Proven,
+    recv: RecvStream,
+) -> BoxStream<'static, AppendEntriesRequest<Types>> {
+    let me = replica.me();
+    let requests = stream::unfold(recv, move |mut recv| {
+        let me = me.clone();
+        async move {
+            let frame = match recv.read_frame(APPEND_FRAME_MAX).await {
+                Ok(frame) => frame?,
+                Err(error) => {
+                    tracing::debug!(member = %leader.member, %error, "an append stream broke");
+                    return None;
+                }
+            };
+            let replica = me.upgrade()?;
+            let request = codec::decode_append(frame).and_then(|it| {
+                check_heard_leader(&replica, &it.vote, &leader)?;
+                Ok(it)
+            });
+            match request {
+                Ok(request) => {
+                    hear(&replica, &leader);
+                    Some((request, recv))
+                }
+                Err(error) => {
+                    tracing::warn!(member = %leader.member, %error, "an append was refused");
+                    None
+                }
+            }
+        }
+    });
+    if replica.validator().is_none() {
+        return requests.boxed();
+    }
+    let me = replica.me();
+    let validated = requests.map(move |request| {
+        let me = me.clone();
+        async move {
+            let valid = me.upgrade()?.validate_append(&request).await;
+            valid.is_ok().then_some(request)
+        }
+    });
+    let validated = validated.buffered(APPENDS_AHEAD);
+    // Ends with the first that is none.
+    validated.scan((), |(), it| future::ready(it)).boxed()
+}
+
 async fn receive_snapshot(replica: &Replica, from: &Proven, stream: BondStream) -> io::Result<()> {
     let BondStream { mut send, mut recv } = stream;
     let head = recv
@@ -257,7 +289,7 @@ async fn receive_snapshot(replica: &Replica, from: &Proven, stream: BondStream) 
     let mut head = head.ok_or(io::ErrorKind::UnexpectedEof)?;
     check_target(replica, &mut head)?;
     let vote = codec::take_vote(&mut head)?;
-    check_leader(&vote, from)?;
+    check_heard_leader(replica, &vote, from)?;
     let length = codec::take_u64(&mut head)?;
     let meta = codec::decode_snapshot_meta(head)?;
     if meta
@@ -332,6 +364,17 @@ fn check_leader(vote: &Vote, from: &Proven) -> io::Result<()> {
     if !vote.committed {
         return Err(codec::malformed(
             "a leader's message under a vote that nobody granted",
+        ));
+    }
+    Ok(())
+}
+
+/// As [`check_leader`], and it has not sent in this term what the machine refuses.
+fn check_heard_leader(replica: &Replica, vote: &Vote, from: &Proven) -> io::Result<()> {
+    check_leader(vote, from)?;
+    if replica.refuses_term(vote.leader_id.term) {
+        return Err(io::Error::other(
+            "its leader has sent invalid commands, and is not heard any more in this term",
         ));
     }
     Ok(())

@@ -18,6 +18,7 @@ mod replica;
 mod sessions;
 mod snapshots;
 mod stored;
+mod validate;
 mod watch;
 
 #[cfg(test)]
@@ -38,6 +39,7 @@ pub(crate) use self::{
     replica::{Replica, ReplicaSpec},
     sessions::{Answer, WINDOW_MAX},
     stored::Stored,
+    validate::Validator,
     watch::ReplicaState,
 };
 

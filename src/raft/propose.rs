@@ -81,6 +81,10 @@ impl Replica {
         let Some(bond) = self.mesh().bond_to(leader) else {
             return Box::pin(async { Attempt::NotProposed });
         };
+        // Its commands were validated before they were packed; it comes back as an append.
+        if let Some(validator) = self.validator() {
+            validator.vouch(&entry);
+        }
         let asking = self.ask_over(bond, leader, entry);
         Box::pin(async move {
             match asking.await {
@@ -114,10 +118,14 @@ impl Replica {
         }
     }
 
-    /// Proposes an entry that another member forwarded, if this node leads.
-    pub(super) fn propose_forwarded(&self, entry: Bytes) -> BoxFuture<'static, Attempt> {
-        let leads = self.leader() == Some(self.member()) && !self.intake_is_closed();
-        if self.stopped().is_some() || !leads {
+    /// Proposes an entry that another member forwarded, if this node leads. Entries of one member
+    /// are proposed in the order in which they are given.
+    pub(super) fn propose_forwarded(
+        &self,
+        from: MemberId,
+        entry: Bytes,
+    ) -> BoxFuture<'static, Attempt> {
+        if self.stopped().is_some() || !self.takes_commands() {
             return Box::pin(async { Attempt::NotProposed });
         }
         let checked = self
@@ -127,10 +135,36 @@ impl Replica {
         if let Err(error) = checked {
             return Box::pin(async move { Attempt::Refused(error.to_string()) });
         }
-        match self.raft() {
-            Some(raft) => Box::pin(propose_here(raft, entry)),
-            None => Box::pin(async { Attempt::NotProposed }),
-        }
+        let Some(raft) = self.raft() else {
+            return Box::pin(async { Attempt::NotProposed });
+        };
+        let Some(validator) = self.validator().cloned() else {
+            return Box::pin(propose_here(raft, entry));
+        };
+        let (me, mut turn) = (self.me(), self.turns().take(from));
+        Box::pin(async move {
+            let valid = validator.entries(vec![entry.clone()]).await;
+            turn.come().await;
+            let Some(replica) = me.upgrade().filter(|it| it.stopped().is_none()) else {
+                return Attempt::NotProposed;
+            };
+            if let Err(why) = valid {
+                replica.note_invalid(from, &why);
+                return Attempt::Refused(why.to_string());
+            }
+            // Another may lead by now, or be about to.
+            if !replica.takes_commands() {
+                return Attempt::NotProposed;
+            }
+            drop(replica);
+            let proposed = propose_here(raft, entry);
+            drop(turn);
+            proposed.await
+        })
+    }
+
+    fn takes_commands(&self) -> bool {
+        self.leader() == Some(self.member()) && !self.intake_is_closed()
     }
 }
 

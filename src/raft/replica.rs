@@ -25,6 +25,7 @@ use super::{
     network::Network,
     read_index::ReadRounds,
     stored::Stored,
+    validate::{Turns, Validator},
 };
 use crate::{
     config::Config,
@@ -73,6 +74,10 @@ pub(crate) struct Replica {
     log: Log,
     handle: StateHandle,
     check: CheckCommand,
+    validator: Option<Validator>,
+    turns: Turns,
+    /// The last term whose leader sent what the machine refuses; 0 if none did.
+    refused_term: AtomicU64,
     applied: watch::Receiver<Applied>,
     genesis: watch::Sender<Option<Genesis>>,
     mesh: OnceLock<Mesh>,
@@ -105,6 +110,7 @@ impl Replica {
         let journal = spec.store.journal(local)?;
         let snapshots = spec.store.snapshots(local)?;
         let check = spec.machine.check();
+        let validator = spec.machine.validate().map(Validator::new);
         let handle = StateHandle::new(
             spec.machine,
             spec.stored,
@@ -126,6 +132,9 @@ impl Replica {
             applied: handle.applied(),
             handle,
             check,
+            validator,
+            turns: Turns::default(),
+            refused_term: AtomicU64::new(0),
             mesh: OnceLock::new(),
             raft: RwLock::new(None),
             generation: AtomicU64::new(0),
@@ -451,6 +460,19 @@ impl Replica {
 
     pub(crate) fn check_command(&self) -> CheckCommand {
         self.check
+    }
+
+    /// What asks the machine about commands of others; none if it takes all.
+    pub(crate) fn validator(&self) -> Option<&Validator> {
+        self.validator.as_ref()
+    }
+
+    pub(super) fn turns(&self) -> &Turns {
+        &self.turns
+    }
+
+    pub(super) fn refused_term(&self) -> &AtomicU64 {
+        &self.refused_term
     }
 
     pub(super) fn losses(&self) -> watch::Receiver<Option<MemberId>> {

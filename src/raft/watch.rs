@@ -50,6 +50,8 @@ pub(crate) struct ReplicaState {
     pub(crate) members: Vec<MemberState>,
     /// Somebody founded another group with the same key, and has been met.
     pub(crate) rival: bool,
+    /// How often others sent what the machine refuses.
+    pub(crate) invalid_commands: u64,
     /// The group has removed this member.
     pub(crate) removed: bool,
     pub(crate) stopped: Option<Cause>,

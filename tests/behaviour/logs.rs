@@ -81,7 +81,7 @@ impl Writer {
 }
 
 /// The same operation with another signature.
-fn forged(operation: &Operation) -> Operation {
+pub(crate) fn forged(operation: &Operation) -> Operation {
     let mut header = operation.header().to_vec();
     header[50] ^= 1;
     let body = operation.body().cloned();

@@ -16,7 +16,7 @@ use crate::{
 /// `/proc` counts in KiB.
 const MIB: u64 = 1024;
 
-/// A node at full load may hold: 96 MiB of RocksDB's write buffers and 16 MiB of its cache, 32 MiB
+/// A node at full load may hold: 48 MiB of RocksDB's write buffers and 8 MiB of its caches, 32 MiB
 /// of commands that wait, 10 MiB of send window to each of two peers, two states of 4 MiB with
 /// their snapshots, and the program. Measured: 140 MiB.
 const BOUND: u64 = 256 * MIB;

@@ -232,7 +232,7 @@ impl Replica {
         }
     }
 
-    fn lost_member(&self, member: MemberId) {
+    pub(in crate::raft) fn lost_member(&self, member: MemberId) {
         if self.leader() == Some(member) {
             self.lost.send_replace(Some(member));
         }

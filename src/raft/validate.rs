@@ -1,0 +1,305 @@
+//! Asking the machine about commands before they are taken from another member: beside the apply
+//! loop, off the runtime's threads where it takes long, and once for each command.
+//!
+//! ```text
+//! follower   append  -> decoded -> validated, two ahead -> openraft -> journal -> answered
+//! leader     forward -> decoded -> validated, many at once -> in the order they came -> proposed
+//! proposer   execute -> validated -> packed into an entry, whose hash is remembered
+//! ```
+//!
+//! What has been found good is remembered by the hash of the whole entry: an entry that was
+//! proposed here comes back as an append, and one whose stream broke comes again.
+
+use std::{
+    collections::{BTreeMap, HashSet, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+};
+
+use bytes::Bytes;
+use openraft::{EntryPayload, raft::AppendEntriesRequest};
+use tokio::sync::{Semaphore, oneshot};
+
+use super::{Batch, Types, Vote, replica::Replica};
+use crate::{
+    identity::MemberId,
+    machine::{InvalidCommand, ValidateCommand},
+};
+
+/// Appends of one stream that are validated while the one before is taken.
+pub(super) const APPENDS_AHEAD: usize = 2;
+/// Bytes of commands that are validated where they arrive: to go to another thread would take as
+/// long. Of signatures, a handful.
+const HERE_BYTES_MAX: usize = 1_024;
+/// Threads of a group that validate at a time. The machine may start more, one a core.
+const RUNNING_MAX: usize = 4;
+/// Entries whose hash is remembered: some times what one member may have under way.
+const REMEMBERED_MAX: usize = 1_024;
+
+/// What asks the machine of one group. Clones share what is remembered.
+#[derive(Clone)]
+pub(crate) struct Validator {
+    ask: ValidateCommand,
+    good: Arc<Mutex<Good>>,
+    running: Arc<Semaphore>,
+}
+
+/// The hashes of entries found good, and the order they came in.
+///
+/// # Invariants
+/// - Both hold the same, at most [`REMEMBERED_MAX`].
+#[derive(Default)]
+struct Good {
+    hashes: HashSet<blake3::Hash>,
+    order: VecDeque<blake3::Hash>,
+}
+
+impl Validator {
+    pub(super) fn new(ask: ValidateCommand) -> Self {
+        Self {
+            ask,
+            good: Arc::default(),
+            running: Arc::new(Semaphore::new(RUNNING_MAX)),
+        }
+    }
+
+    /// Validates one command that is to be proposed here.
+    pub(crate) async fn command(&self, command: Bytes) -> Result<(), InvalidCommand> {
+        let ask = self.ask;
+        self.run(command.len(), move || ask(&command)).await
+    }
+
+    /// Notes an entry whose commands were validated here before they were packed.
+    pub(super) fn vouch(&self, entry: &Bytes) {
+        self.good().insert(blake3::hash(entry));
+    }
+
+    /// Validates entries that another member sent, unless that was done before.
+    pub(super) async fn entries(&self, entries: Vec<Bytes>) -> Result<(), InvalidCommand> {
+        let bytes = entries.iter().map(Bytes::len).sum();
+        let validator = self.clone();
+        let all = move || entries.iter().try_for_each(|it| validator.entry(it));
+        self.run(bytes, all).await
+    }
+
+    fn entry(&self, entry: &Bytes) -> Result<(), InvalidCommand> {
+        // What cannot be read is refused by name elsewhere: by a leader before it proposes it, by
+        // everybody when it is applied.
+        let Ok(Batch::Commands { commands, .. }) = Batch::decode(entry) else {
+            return Ok(());
+        };
+        let hash = blake3::hash(entry);
+        if self.good().hashes.contains(&hash) {
+            return Ok(());
+        }
+        commands.iter().try_for_each(|it| (self.ask)(it))?;
+        self.good().insert(hash);
+        Ok(())
+    }
+
+    /// Runs it here if it is short, else on a blocking thread.
+    async fn run(
+        &self,
+        bytes: usize,
+        ask: impl FnOnce() -> Result<(), InvalidCommand> + Send + 'static,
+    ) -> Result<(), InvalidCommand> {
+        if bytes <= HERE_BYTES_MAX {
+            return ask();
+        }
+        // Never closed. Held until it is through, also if nobody waits for it any more.
+        let room = Arc::clone(&self.running).acquire_owned().await;
+        let asking = tokio::task::spawn_blocking(move || {
+            let _room = room;
+            ask()
+        });
+        match asking.await {
+            Ok(valid) => valid,
+            // The runtime is shutting down, and who waits here with it: nothing is decided.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    fn good(&self) -> MutexGuard<'_, Good> {
+        self.good.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Good {
+    fn insert(&mut self, hash: blake3::Hash) {
+        if !self.hashes.insert(hash) {
+            return;
+        }
+        self.order.push_back(hash);
+        if self.order.len() > REMEMBERED_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.hashes.remove(&oldest);
+        }
+    }
+}
+
+/// The order of the entries that other members forward, while they are validated.
+#[derive(Default)]
+pub(super) struct Turns(Mutex<BTreeMap<MemberId, oneshot::Receiver<()>>>);
+
+/// One entry's place behind the one before it; the next may go on when it is dropped.
+pub(super) struct Turn {
+    before: Option<oneshot::Receiver<()>>,
+    _next: oneshot::Sender<()>,
+}
+
+impl Turns {
+    /// The place behind the last one of the same member.
+    pub(super) fn take(&self, from: MemberId) -> Turn {
+        let (next, waiting) = oneshot::channel();
+        let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = turns.insert(from, waiting);
+        // No more of them than members that have something under way.
+        turns.retain(|_, it| matches!(it.try_recv(), Err(oneshot::error::TryRecvError::Empty)));
+        Turn {
+            before,
+            _next: next,
+        }
+    }
+}
+
+impl Turn {
+    /// Returns once the one before is through, or given up.
+    pub(super) async fn come(&mut self) {
+        if let Some(before) = self.before.take() {
+            let _ = before.await;
+        }
+    }
+}
+
+impl Replica {
+    /// Validates what a leader sends; a refusal is noted, and the leader is heard no more.
+    pub(super) async fn validate_append(
+        &self,
+        request: &AppendEntriesRequest<Types>,
+    ) -> Result<(), InvalidCommand> {
+        let Some(validator) = self.validator() else {
+            return Ok(());
+        };
+        let commands = |it: &super::Entry| match &it.payload {
+            EntryPayload::Normal(command) => Some(command.0.clone()),
+            _ => None,
+        };
+        let entries: Vec<Bytes> = request.entries.iter().filter_map(commands).collect();
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let valid = validator.entries(entries).await;
+        if let Err(why) = &valid
+            && self.stopped().is_none()
+        {
+            self.refuse_leader(&request.vote, why);
+        }
+        valid
+    }
+
+    /// Notes that a member sent what the machine refuses.
+    pub(super) fn note_invalid(&self, from: MemberId, why: &InvalidCommand) {
+        let group = self.record().id;
+        tracing::error!(%group, member = %from, %why, "a member sent an invalid command");
+        self.counters().invalid_commands.add(1);
+        self.tell(|it| it.invalid_commands += 1);
+    }
+
+    /// Takes nothing more of a leader in its term, and has another one elected: if most others
+    /// have met the same, what it sent is not committed and will be gone.
+    fn refuse_leader(&self, vote: &Vote, why: &InvalidCommand) {
+        let (term, leader) = (vote.leader_id.term, vote.leader_id.voted_for);
+        // Appends that were validated at once are refused at once: told once.
+        if self.refused_term().fetch_max(term, Ordering::AcqRel) < term {
+            self.note_invalid(leader, why);
+            self.lost_member(leader);
+        }
+    }
+
+    /// Whether the leader of this term has sent what the machine refuses. A term has one leader.
+    pub(super) fn refuses_term(&self, term: u64) -> bool {
+        term > 0 && self.refused_term().load(Ordering::Acquire) == term
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(first_seq: u64, command: &'static [u8]) -> Bytes {
+        let batch = Batch::Commands {
+            session: 1,
+            first_seq,
+            lowest_unanswered: 0,
+            commands: vec![Bytes::from_static(b"good"), Bytes::from_static(command)],
+        };
+        batch.encode()
+    }
+
+    /// Refuses what is not good.
+    fn ask(command: &[u8]) -> Result<(), InvalidCommand> {
+        if command.starts_with(b"good") {
+            return Ok(());
+        }
+        Err(InvalidCommand::new("bad"))
+    }
+
+    #[tokio::test]
+    async fn entries_are_asked_about_once_and_refused_each_time() {
+        let validator = Validator::new(ask);
+        let (good, bad) = (entry(0, b"good too"), entry(0, b"bad"));
+        for _ in 0..2 {
+            validator.entries(vec![good.clone()]).await.expect("good");
+            let refused = validator.entries(vec![good.clone(), bad.clone()]).await;
+            assert_eq!(refused, Err(InvalidCommand::new("bad")));
+        }
+        assert_eq!(validator.good().order.len(), 1);
+        // What was validated before it was packed is not asked about: here, a lie shows it.
+        validator.vouch(&bad);
+        validator.entries(vec![bad]).await.expect("vouched for");
+        // Only the very same bytes are known.
+        let other = validator.entries(vec![entry(1, b"bad")]).await;
+        assert_eq!(other, Err(InvalidCommand::new("bad")));
+    }
+
+    #[tokio::test]
+    async fn what_is_remembered_is_bounded() {
+        let validator = Validator::new(ask);
+        for seq in 0..3 * REMEMBERED_MAX as u64 {
+            validator.vouch(&entry(seq, b"good"));
+        }
+        let good = validator.good();
+        assert_eq!(good.hashes.len(), REMEMBERED_MAX);
+        assert_eq!(good.order.len(), REMEMBERED_MAX);
+    }
+
+    #[tokio::test]
+    async fn long_commands_are_asked_about_too() {
+        let validator = Validator::new(ask);
+        let long = |first: &[u8]| Bytes::from([first, &[7; 4 * HERE_BYTES_MAX]].concat());
+        validator.command(long(b"good")).await.expect("good");
+        let refused = validator.command(long(b"bad")).await;
+        assert_eq!(refused, Err(InvalidCommand::new("bad")));
+    }
+
+    #[tokio::test]
+    async fn turns_come_in_the_order_they_were_taken_whoever_is_ready_first() {
+        let turns = Turns::default();
+        let member = MemberId::from(1);
+        let (mut first, mut second) = (turns.take(member), turns.take(member));
+        let mut other = turns.take(MemberId::from(2));
+        first.come().await;
+        other.come().await;
+        {
+            let mut waiting = std::pin::pin!(second.come());
+            assert!(futures_util::poll!(&mut waiting).is_pending());
+            // Given up is through, too.
+            drop(first);
+            waiting.await;
+        }
+        drop((second, other));
+        turns.take(member).come().await;
+        // Its own place is the only one left.
+        assert_eq!(turns.0.lock().expect("nobody panicked").len(), 1);
+    }
+}
