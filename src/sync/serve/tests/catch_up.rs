@@ -138,7 +138,7 @@ async fn a_topic_goes_over_to_catching_up_and_back() {
     let house = House::of(1).await;
     let door = door(&house).await;
     let guest = sociable().await;
-    let mut overlay = guest.join(&door, line).await;
+    let mut overlay = guest.join_with(&door, line).await;
     met(&mut overlay, Neighbour::Up(door.id())).await;
     let mut talk = guest.talk(&door, line).await;
     live(&mut talk).await;
@@ -196,8 +196,8 @@ async fn a_topic_that_is_opened_for_catching_up_is_in_no_overlay_from_the_start(
         .await;
     let door = door(&house).await;
     let guest = sociable().await;
-    let mut overlay = guest.join(&door, line).await;
-    let mut other = guest.join(&door, Line::V07).await;
+    let mut overlay = guest.join_with(&door, line).await;
+    let mut other = guest.join_with(&door, Line::V07).await;
     // In the other topic they meet, so this one had its time.
     met(&mut other, Neighbour::Up(door.id())).await;
     let met = timeout(Duration::from_millis(500), overlay.next()).await;

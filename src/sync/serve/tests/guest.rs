@@ -213,9 +213,8 @@ impl Guest {
     }
 
     /// Takes part in the overlay of a topic's sessions, and invites the door.
-    pub(super) async fn join(&self, door: &Sync, line: Line) -> Membership {
-        let joining = self.wire.join(*topic(line).derived().as_bytes());
-        let overlay = joining.await.expect("gossip is open");
+    pub(super) async fn join_with(&self, door: &Sync, line: Line) -> Membership {
+        let overlay = self.join(topic(line)).await;
         self.wire.learn(&door.addr());
         let invited = overlay.invite(&[door.id()]).await;
         invited.expect("gossip is open");
