@@ -305,7 +305,8 @@ impl Opening {
         let Some((length, rest)) = bytes.split_first_chunk() else {
             return Self::More;
         };
-        if u32::from_be_bytes(*length) as usize <= STRANGER_FRAME_MAX {
+        let length = u32::from_be_bytes(*length) as usize;
+        if length <= STRANGER_FRAME_MAX || length > FRAME_MAX {
             return Self::Other;
         }
         match rest.split_first() {
