@@ -100,6 +100,11 @@ impl Shared {
         if self.stop.is_cancelled() || !*self.serving.borrow() {
             return Err(SyncWithError::NotServing);
         }
+        // What was opened and decided before this was called counts.
+        if !self.confirm_admissions().await {
+            return Err(SyncWithError::NotServing);
+        }
+        self.look_at_topics();
         let peer = addr.peer;
         self.learn(&addr, Rank::Met);
         let mut topics = self.topics_told(peer);
