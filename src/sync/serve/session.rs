@@ -294,7 +294,7 @@ impl<'a> Running<'a> {
 
     async fn heard(&mut self, event: Event) -> Result<Option<End>, SyncError> {
         match event {
-            Event::TheirHave(theirs) => self.decide(theirs).await?,
+            Event::TheirHave(theirs) => return self.decide(theirs).await,
             Event::TheirPlan { .. } | Event::TheirDone => {}
             Event::Operation { header, body } | Event::Live { header, body } => {
                 let id = OperationId::from_bytes(*blake3::hash(&header).as_bytes());
@@ -348,30 +348,34 @@ impl<'a> Running<'a> {
         Ok(true)
     }
 
-    async fn decide(&mut self, theirs: Heights) -> Result<(), SyncError> {
+    /// What is to be done about a peer that holds this. An end if it may not do what it did.
+    async fn decide(&mut self, theirs: Heights) -> Result<Option<End>, SyncError> {
         let Agreed {
             peer, topic, line, ..
         } = self.agreed;
         if self.agreed.admitted.rights != Rights::ALL {
             self.theirs = Some(theirs.clone());
         }
-        if self.agreed.slot.is_none() {
-            self.step = Step::Surplus;
-            return Ok(());
-        }
+        let serves = self.agreed.slot.is_some();
         if self.session.wants_have() {
-            // What is echoed to it depends on it.
-            self.shared.peers.with(peer, topic, |it| it.keep(&theirs));
-            if !self.say_have().await? {
-                // The token of its rights is cancelled: the session is about to stop.
-                return Ok(());
+            if serves {
+                // What is echoed to it depends on it.
+                self.shared.peers.with(peer, topic, |it| it.keep(&theirs));
             }
+            // Before its next word is judged: it may be in the same packet.
+            if !self.say_have().await? {
+                return Ok(Some(End::Stopped));
+            }
+        }
+        if !serves {
+            self.step = Step::Surplus;
+            return Ok(None);
         }
         if !self.agreed.admitted.rights.read {
             // It is sent nothing; what it pushes is taken for as long as it likes.
             self.shared.peers.heard(peer, topic, line, &theirs);
             self.step = Step::Live;
-            return Ok(());
+            return Ok(None);
         }
         let (shared, ours) = (Arc::clone(self.shared), self.ours.clone());
         let deciding = tokio::task::spawn_blocking(move || {
@@ -391,7 +395,7 @@ impl<'a> Running<'a> {
                 Step::Chunk
             }
         };
-        Ok(())
+        Ok(None)
     }
 
     /// The next page of the plan.

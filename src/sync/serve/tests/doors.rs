@@ -90,6 +90,31 @@ async fn a_door_that_falls_silent_is_taken_over_though_its_member_is_bonded() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_session_of_a_peer_is_told_what_we_hold_and_closed() {
+    for line in Line::ALL {
+        let house = House::of(1).await;
+        let door = house.door(0, quick()).await;
+        let guest = Guest::new().await;
+        let mut first = guest.talk(&door, line).await;
+        live(&mut first).await;
+        until("it serves it", || serves(&door, &guest)).await;
+        // Its words come in one packet, before ours.
+        let mut second = guest.talk(&door, line).await;
+        live(&mut second).await;
+        assert_eq!(second.hear().await, Some(Message::Close));
+        second.finish();
+        assert_eq!(second.hear().await, None);
+        // The first one goes on.
+        let mut ada = Writer::new(1, topic(line), line);
+        house.append(ada.many(1)).await;
+        assert!(matches!(first.hear().await, Some(Message::Live { .. })));
+        door.stop().await;
+        guest.close().await;
+        house.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_door_that_closes_in_good_order_is_taken_over_at_once() {
     let line = Line::V06;
     let house = House::of(2).await;
