@@ -359,8 +359,10 @@ impl Inner {
                 fates = &mut first.answer => {
                     let carried = under_way.pop_front().map(|it| it.carried).unwrap_or_default();
                     self.patience.hear(&fates);
+                    // What it carried was given up, and what waits was signed behind it.
+                    let hole = carried.is_empty();
                     let left = self.settle(carried, fates);
-                    if !left.is_empty() {
+                    if hole || !left.is_empty() {
                         self.recover(left, std::mem::take(&mut under_way)).await;
                     }
                 }

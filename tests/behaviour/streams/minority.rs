@@ -179,6 +179,73 @@ async fn a_follower_that_is_left_alone_tells_its_publishers() {
     alone(false).await;
 }
 
+/// What goes behind messages that were given up is signed anew, though it fits where they were.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prune_behind_what_was_given_up_leaves_no_hole() {
+    let mut members = group_at::<LogStore>(vec![Place::MEMORY; 3], &impatient()).await;
+    let mut chats = opened(&members).await;
+    let leads = settled(&members).await;
+    let chat = chats.swap_remove(leads);
+    say_at_last(&chat, "before").await;
+    drop(chats);
+    let alone = members.swap_remove(leads);
+    let mut tried = Alone::default();
+    let resting = async {
+        let resting = members.into_iter().map(Member::rest);
+        join_all(resting).await
+    };
+    // Until a leader that has lost the others has taken one of them, and does not know yet.
+    let going = async {
+        for nth in 0.. {
+            let text = format!("going/{nth}");
+            tried.publish(&chat, std::iter::once(text)).await;
+            tried.wait(EXECUTE_TIMEOUT / 3).await;
+            if !tried.open.is_empty() {
+                break;
+            }
+        }
+    };
+    let (down, ()) = tokio::join!(resting, going);
+    let mut status = alone.group.watch_status();
+    let lost = status.wait_for(|it| !it.quorum);
+    within("it knows that it is alone", lost).await;
+    // These nobody takes, sooner or later.
+    let mut round = 0;
+    while tried.given_up.len() < 50 {
+        let texts = super::texts(&format!("alone {round}"), 50);
+        tried.publish(&chat, texts).await;
+        tried.wait(5 * EXECUTE_TIMEOUT).await;
+        round += 1;
+        assert!(round < 4, "a leader without a quorum takes everything");
+    }
+    assert!(!tried.open.is_empty(), "it may have been applied");
+
+    let prune = async {
+        loop {
+            let told = match chat.prune(Some("state")).await {
+                Ok(publishing) => publishing.await,
+                Err(error) => Err(error),
+            };
+            match told {
+                Ok(published) => return published,
+                Err(PublishError::NoQuorum) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    };
+    let back = join_all(down.into_iter().map(Resting::start::<LogStore>));
+    let (_back, pruned) = tokio::join!(back, within("a quorum", prune));
+    let heights = alone.group.logs().heights(topic()).await;
+    let heights = heights.expect("a quorum is there");
+    let highest: Vec<u32> = heights
+        .values()
+        .flat_map(|it| it.values())
+        .copied()
+        .collect();
+    // One author wrote all of the topic: its last operation has the place of its number.
+    assert_eq!(highest, [pruned.number as u32]);
+}
+
 /// Nobody was there from the start: the end of the log cannot be read.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_first_message_without_a_quorum_is_refused_in_time() {
