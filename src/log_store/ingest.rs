@@ -10,6 +10,7 @@
 //!
 //! Appending is idempotent by id, so whatever is in doubt is proposed again.
 
+mod check;
 mod flight;
 
 use std::{
@@ -26,18 +27,17 @@ use tokio::{
 };
 
 pub(super) use self::flight::InFlight;
-use self::flight::{Claims, Flight, Outcomes, length};
+use self::{
+    check::{check, judge},
+    flight::{Claims, Flight, Outcomes, length},
+};
 use super::{
     Logs,
-    error::{ChainRefused, LogError, LogRefused, Outcome, Refusal},
+    error::{ChainRefused, LogError, Outcome, Refusal},
     machine::{APPEND_OPERATIONS_MAX, LogCommand, LogOutput, LogStore, OutcomeRun, RawOperation},
-    operation::{self, Author, Operation, Refused, Topic},
-    reader,
+    operation::{Author, Operation, Topic},
 };
-use crate::{
-    group::{ExecuteError, Group},
-    machine::TableView,
-};
+use crate::group::{ExecuteError, Group};
 
 /// Operations that are claimed, checked and settled together.
 const CHUNK_OPERATIONS: usize = 1_024;
@@ -300,9 +300,14 @@ impl<I: Iterator<Item = Operation>> Pipeline<I> {
         receive(sent, &mut outcomes).await;
         chunk.claims.land(&outcomes);
         let deadline = Instant::now() + FLIGHT_PATIENCE;
+        let mut unlanded = Vec::new();
         for (at, flight) in theirs {
             outcomes[at] = flight.outcome(deadline).await.map(Ok);
+            if outcomes[at].is_none() {
+                unlanded.push(at);
+            }
         }
+        self.door.check_late(&chunk, &unlanded, &mut outcomes).await;
         for _ in 0..ROUNDS_MAX {
             self.remember(&chunk, &outcomes);
             let again = |at: &usize| match &outcomes[*at] {
@@ -352,6 +357,25 @@ impl<I: Iterator<Item = Operation>> Pipeline<I> {
 }
 
 impl Door {
+    /// Checks those that nobody has checked for this call: their other copies came to nothing.
+    async fn check_late(&self, chunk: &Chunk, unlanded: &[usize], outcomes: &mut Outcomes) {
+        if unlanded.is_empty() {
+            return;
+        }
+        let (view, topic) = (self.logs.table(), self.topic);
+        let operations = chunk.at(unlanded);
+        let judging = tokio::task::spawn_blocking(move || judge(&operations, &view, topic));
+        let known = match judging.await {
+            Ok(Ok(known)) => known.into_iter().map(|it| it.map(Ok)).collect(),
+            Ok(Err(error)) => vec![Some(Err(self.logs.unreadable(error))); unlanded.len()],
+            // The runtime is shutting down.
+            Err(_) => vec![Some(Err(LogError::Unknown)); unlanded.len()],
+        };
+        for (at, known) in unlanded.iter().zip(known) {
+            outcomes[*at] = known;
+        }
+    }
+
     /// Hands in what is wanted of a chunk, packed, in that order.
     async fn propose(&self, chunk: &Chunk, wanted: Vec<usize>) -> Result<Vec<Sent>, LogError> {
         let max = COMMAND_BYTES_TARGET.min(self.logs.operation_bytes_max());
@@ -431,57 +455,16 @@ impl Chunk {
         }
     }
 
+    fn at(&self, places: &[usize]) -> Vec<Operation> {
+        let of = |at: &usize| self.operations[*at].clone();
+        places.iter().map(of).collect()
+    }
+
     /// The places of those that are to be proposed, in order.
     fn ours(&self) -> Vec<usize> {
         let ours = |at: &usize| matches!(self.fates[*at], Fate::Ours);
         self.order.iter().copied().filter(ours).collect()
     }
-}
-
-/// Looks up what is held and checks the signatures of the rest. Blocking.
-fn check(mut chunk: Chunk, view: &TableView, topic: Topic) -> Result<Chunk, LogError> {
-    let asked = chunk.ours();
-    let ids = asked.iter().map(|at| chunk.operations[*at].id());
-    let authors = asked.iter().map(|at| chunk.operations[*at].author());
-    let (record, numbers, strangers) = view.read(|moment| {
-        let record = reader::topic(moment, topic)?;
-        let strangers = reader::strangers(moment, topic, authors)?;
-        Ok::<_, std::io::Error>((record, reader::numbers(moment, ids)?, strangers))
-    })??;
-    let line = record.filter(|it| it.next > 0).map(|it| it.line);
-    for (at, number) in asked.into_iter().zip(numbers) {
-        if let Some(number) = number {
-            chunk.fates[at] = Fate::Known(Outcome::Held { number });
-        } else if let Some(line) = line.filter(|it| *it != chunk.operations[at].line()) {
-            let refused = LogRefused::OtherLine { line };
-            chunk.fates[at] = Fate::Known(Outcome::Refused(Refusal::Topic(refused)));
-        } else if strangers.contains(&chunk.operations[at].author()) {
-            let refused = ChainRefused::TooManyAuthors;
-            chunk.fates[at] = Fate::Known(Outcome::Refused(refused.into()));
-        } else if let Some(refused) = lacks_body(&chunk.operations[at]) {
-            chunk.fates[at] = Fate::Known(Outcome::Refused(Refusal::Invalid(refused)));
-        }
-    }
-    let unchecked = chunk.ours();
-    let operations: Vec<Operation> = unchecked
-        .iter()
-        .map(|at| chunk.operations[*at].clone())
-        .collect();
-    for (at, checked) in unchecked
-        .into_iter()
-        .zip(operation::verify_all(&operations))
-    {
-        if let Err(refused) = checked {
-            chunk.fates[at] = Fate::Known(Outcome::Refused(Refusal::Invalid(refused)));
-        }
-    }
-    Ok(chunk)
-}
-
-/// An id names the header alone, so an operation that is held without its body stays without.
-fn lacks_body(operation: &Operation) -> Option<Refused> {
-    let size = operation.payload_size();
-    (size > 0 && operation.body().is_none()).then_some(Refused::BodyMissing { size })
 }
 
 /// The places of operations such that each log's own places hold its operations sorted: what came

@@ -206,6 +206,31 @@ async fn outcomes_are_told_in_the_order_given() {
     assert_eq!(again, [Outcome::Refused(refusal)]);
 }
 
+/// The second of two equals is not taken for checked because the first one was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_refused_is_refused_however_often_it_comes() {
+    let (members, logs) = logs_of(2).await;
+    let mut writer = Writer::new(1);
+    let first = writer.next(b"first");
+    let bodiless = Operation::decode(Line::V07, first.header().clone(), None);
+    let bodiless = bodiless.expect("its header is whole");
+    let before = members[0].group.view().0;
+    for wrong in [forged(&first), bodiless] {
+        for logs in &logs {
+            let calls = [(); 3].map(|()| all(logs, vec![wrong.clone(); 3]));
+            for outcome in join_all(calls).await.into_iter().flatten() {
+                let invalid = matches!(outcome, Outcome::Refused(Refusal::Invalid(_)));
+                assert!(invalid, "{outcome:?}");
+            }
+        }
+    }
+    assert_eq!(members[0].group.view().0, before, "something was proposed");
+    assert_eq!(
+        all(&logs[0], [first]).await,
+        [Outcome::Appended { number: 0 }]
+    );
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_held_costs_no_proposal() {
     let (members, logs) = logs_of(1).await;
