@@ -1,8 +1,8 @@
 //! Unmodified p2panda nodes of both lines sync with a group as with one of their own.
 //!
 //! A stock node is a process of its own, built in a workspace of its own: `make interop` builds
-//! both lines and runs this. Without them each test here says so and is skipped. The longest run,
-//! 100,000 operations a line, is `make interop-long`.
+//! both lines and runs this, which plain `cargo test` ignores. The longest run, 100,000 operations
+//! a line, is `make interop-long`.
 
 #[path = "interop/harness/child.rs"]
 mod child;
@@ -391,8 +391,7 @@ async fn a_stock_node_that_is_live_is_cut_off_when_it_is_refused(line: Line) {
 
 /// The stock node knows one member only.
 async fn another_member_goes_on_when_the_serving_one_is_lost(line: Line) {
-    // Other tests run beside this one: it may be late, each time.
-    takeover::lose_the_serving_member(line, 3, 3).await;
+    takeover::lose_the_serving_member(line, 3, 1).await;
 }
 
 /// What a child runs; without the environment of one it is a test that holds nothing up.

@@ -176,15 +176,16 @@ impl LogStore {
             }
         }
         let pruned = appending.pruned;
+        if let Some(authors) = appending.authors {
+            // Also where all were refused: what was counted once is not counted again.
+            self.put_authors(topic, authors);
+        }
         if appending.next != record.next {
             record.next = appending.next;
             for (author, (head, changed)) in &appending.heads {
                 if let (Some(head), true) = (head, changed) {
                     self.put_head(appending.log, *author, head);
                 }
-            }
-            if let Some(authors) = appending.authors {
-                self.put_authors(topic, authors);
             }
             self.put_topic(topic, &record);
         }

@@ -7,6 +7,7 @@ mod port;
 pub(crate) mod quic;
 
 use std::{
+    error::Error,
     fmt,
     sync::Arc,
     task::{Context, Poll},
@@ -136,6 +137,26 @@ impl WireError {
     pub(crate) fn new(what: impl fmt::Display) -> Self {
         Self(what.to_string().into())
     }
+
+    /// Of an error, with what is behind it: of a lost connection, why it was closed.
+    pub(crate) fn of(error: impl Error) -> Self {
+        Self::new(with_causes(&error))
+    }
+}
+
+/// An error and its causes in one line, each that says something new.
+pub(crate) fn with_causes(error: &dyn Error) -> String {
+    let mut told = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !told.contains(&more) {
+            told.push_str(": ");
+            told.push_str(&more);
+        }
+        cause = error.source();
+    }
+    told
 }
 
 impl fmt::Debug for WireError {

@@ -329,7 +329,7 @@ impl RawSend for QuicSend {
         pin!(self.0.write_many_chunks(chunks))
             .poll(cx)
             .map_ok(|_| ())
-            .map_err(WireError::new)
+            .map_err(WireError::of)
     }
 
     fn finish(&mut self) {
@@ -356,6 +356,6 @@ impl RawRecv for QuicRecv {
     ) -> Poll<Result<Option<usize>, WireError>> {
         pin!(self.0.read_many_chunks(chunks))
             .poll(cx)
-            .map_err(WireError::new)
+            .map_err(WireError::of)
     }
 }

@@ -19,6 +19,8 @@ use futures_util::Sink;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::net::with_causes;
+
 /// What a [`SyncProtocol`] runs as.
 pub type SyncFuture<'a> = Pin<Box<dyn Future<Output = Result<(), SyncError>> + Send + 'a>>;
 /// The writing half of a session's stream.
@@ -181,7 +183,7 @@ impl From<io::Error> for SyncError {
             | io::ErrorKind::ConnectionAborted
             | io::ErrorKind::NotConnected
             | io::ErrorKind::TimedOut
-            | io::ErrorKind::UnexpectedEof => Self::unexpected(error),
+            | io::ErrorKind::UnexpectedEof => Self::unexpected(with_causes(&error)),
             io::ErrorKind::InvalidData => Self::encoding(error),
             _ => Self::critical(error),
         }

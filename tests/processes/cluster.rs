@@ -27,7 +27,7 @@ pub(crate) enum Turn {
 }
 
 impl Turn {
-    fn take(&self) -> File {
+    pub(crate) fn take(&self) -> File {
         let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("processes.lock");
         let file = File::create(path).expect("a lock file");
         match self {

@@ -12,7 +12,7 @@ use quorate::{
     log_store::{AuthorKey, Draft, Line, LogStore, Logs, Operation, Outcome, Topic},
 };
 
-use crate::heavy;
+use crate::{cluster::Turn, heavy};
 
 /// The highest that a process may come to, in KiB, however long the logs are: 48 MiB of RocksDB's
 /// write buffers and 32 MiB of its caches, what it compacts with, 26 MiB of tables that one of
@@ -27,6 +27,7 @@ const COUNT: &str = "QUORATE_LOGS_COUNT";
 
 #[test]
 fn memory_does_not_grow_with_the_logs() {
+    let _turn = Turn::Shared.take();
     // Three quarters of a kilobyte each: of the lighter run too, what is kept by mistake shows.
     let count = if heavy() { 10_000_000 } else { 250_000 };
     let directory = tempfile::tempdir().expect("there is room");

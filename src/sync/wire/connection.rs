@@ -147,7 +147,7 @@ impl Send {
     /// The stream or the connection is gone.
     pub(crate) async fn write(&mut self, chunks: &mut &mut [Bytes]) -> Result<(), WireError> {
         let written = self.stream.write_many_chunks(chunks).await;
-        written.map(drop).map_err(WireError::new)
+        written.map(drop).map_err(WireError::of)
     }
 
     /// Writes all of it. Not cancel-safe.
@@ -155,7 +155,7 @@ impl Send {
     /// # Errors
     /// The stream or the connection is gone.
     pub(crate) async fn write_all(&mut self, bytes: Bytes) -> Result<(), WireError> {
-        self.stream.write_chunk(bytes).await.map_err(WireError::new)
+        self.stream.write_chunk(bytes).await.map_err(WireError::of)
     }
 
     /// No more will be written.
@@ -184,6 +184,6 @@ impl Recv {
     /// # Errors
     /// The stream or the connection is gone.
     pub(crate) async fn read(&mut self) -> Result<Option<Bytes>, WireError> {
-        self.0.read_chunk(READ_MAX).await.map_err(WireError::new)
+        self.0.read_chunk(READ_MAX).await.map_err(WireError::of)
     }
 }

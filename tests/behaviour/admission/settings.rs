@@ -165,7 +165,8 @@ async fn nothing_listens_at_a_door_that_is_closed() {
     within("it stops", opened.stop()).await;
     let opened = serving.member.node.serve_sync(&serving.logs, again);
     let opened = within("a door opens", opened).await.expect("it is free");
-    until("it serves", async || opened.status().serving).await;
+    let mut status = opened.watch_status();
+    within("it serves", status.wait_for(|it| it.serving)).await;
     friend.stop().await;
     shutdown(members).await;
 }
