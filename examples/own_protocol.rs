@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    pin::Pin,
     sync::{Arc, Mutex},
 };
 
@@ -15,7 +16,7 @@ use quorate::{
     log_store::LogStore,
     sync::{
         FromSync, Mount, MountOptions, Mounted, Sync, SyncError, SyncFuture, SyncOptions,
-        SyncProtocol, SyncRead, SyncSink, SyncWrite,
+        SyncProtocol, SyncRead, SyncSink, SyncWrite, TopicMap,
     },
 };
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -28,14 +29,24 @@ const SESSION_BYTES_MAX: u64 = 64 * 1024;
 struct Words(Mutex<BTreeMap<String, BTreeSet<String>>>);
 
 impl Words {
-    fn of(&self, topic: &str) -> BTreeSet<String> {
+    fn of(&self, topic: &str) -> Option<BTreeSet<String>> {
         let words = self.0.lock().expect("no panic");
-        words.get(topic).cloned().unwrap_or_default()
+        words.get(topic).cloned()
     }
 
     fn add(&self, topic: &str, word: &str) {
         let mut words = self.0.lock().expect("no panic");
         words.entry(topic.into()).or_default().insert(word.into());
+    }
+}
+
+/// Which words belong to a topic, and which topics there are.
+impl TopicMap<String, BTreeSet<String>> for Words {
+    fn get<'a>(
+        &'a self,
+        topic: &'a String,
+    ) -> Pin<Box<dyn Future<Output = Option<BTreeSet<String>>> + Send + 'a>> {
+        Box::pin(async move { self.of(topic) })
     }
 }
 
@@ -90,7 +101,7 @@ impl SyncProtocol<String> for Words {
         sink: SyncSink<'a, String>,
     ) -> SyncFuture<'a> {
         Box::pin(async move {
-            let ours = self.of(&topic);
+            let ours = self.get(&topic).await.unwrap_or_default();
             write_lines(write, std::iter::once(&topic).chain(&ours)).await?;
             let news = read_lines(&mut BufReader::new(read.take(SESSION_BYTES_MAX))).await?;
             // That it answers says that it takes the topic.
@@ -111,7 +122,9 @@ impl SyncProtocol<String> for Words {
             read.read_line(&mut topic).await?;
             let topic = topic.trim_end().to_owned();
             let theirs = read_lines(&mut read).await?;
-            let ours = self.of(&topic);
+            let Some(ours) = self.get(&topic).await else {
+                return Err(SyncError::unexpected("a topic that is not served here"));
+            };
             sink.send(FromSync::HandshakeSuccess(topic)).await?;
             give(sink, theirs.difference(&ours).cloned()).await?;
             write_lines(write, ours.difference(&theirs)).await
@@ -142,7 +155,7 @@ async fn member(words: &Arc<Words>) -> anyhow::Result<(Node, Sync, Mounted<Strin
 /// Keeps what sessions give, until there are so many words.
 async fn keep(words: &Words, mounted: &mut Mounted<String>, until: usize) -> anyhow::Result<()> {
     let mut topic = String::new();
-    while topic.is_empty() || words.of(&topic).len() < until {
+    while words.of(&topic).is_none_or(|it| it.len() < until) {
         match mounted.next().await.map(|it| it.event) {
             Some(FromSync::HandshakeSuccess(agreed)) => topic = agreed,
             Some(FromSync::Data { header, .. }) => words.add(&topic, &String::from_utf8(header)?),
@@ -177,8 +190,8 @@ async fn main() -> anyhow::Result<()> {
     ended?;
     ada_kept?;
     ben_kept?;
-    println!("ada has {:?}", ada.of("rhymes"));
-    println!("ben has {:?}", ben.of("rhymes"));
+    println!("ada has {:?}", ada.of("rhymes").unwrap_or_default());
+    println!("ben has {:?}", ben.of("rhymes").unwrap_or_default());
     anyhow::ensure!(ada.of("rhymes") == ben.of("rhymes"), "they do not agree");
     ada_node.shutdown().await;
     ben_node.shutdown().await;

@@ -195,11 +195,13 @@ impl Decoder {
         let Some(frame) = self.frames.next()? else {
             return Ok(None);
         };
+        let mut name = NAMELESS;
         match self.line {
-            Line::V06 => v06::message(&frame, &self.limits),
-            Line::V07 => v07::message(&frame, &self.limits),
+            Line::V06 => v06::message(&frame, &self.limits, &mut name),
+            Line::V07 => v07::message(&frame, &self.limits, &mut name),
         }
         .map(Some)
+        .map_err(|fault| fault.of(name))
     }
 
     /// Bytes held back.

@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{
-    FrameFault, HandshakeMessage, HaveReader, Heights, Limits, Message, NAMELESS, WireFault,
+    HandshakeMessage, HaveReader, Heights, Limits, Message, WireFault,
     cbor::{Reader, Write},
     insert_log,
 };
@@ -48,13 +48,8 @@ pub(super) fn write_handshake(message: &HandshakeMessage, into: &mut BytesMut) {
     }
 }
 
-pub(super) fn message(frame: &Bytes, limits: &Limits) -> Result<Message, FrameFault> {
-    let mut name = NAMELESS;
-    read_message(frame, limits, &mut name).map_err(|fault| fault.of(name))
-}
-
 /// Says what the message is called as soon as that is read.
-fn read_message(
+pub(super) fn message(
     frame: &Bytes,
     limits: &Limits,
     name: &mut &'static str,

@@ -12,7 +12,7 @@ use quorate::{
 };
 
 use super::ground::{
-    Client, Friend, Serving, Writer, group, held, holds, open, options, shutdown, topic, until,
+    Client, Friend, Serving, Writer, group, held, holds, open, options, shutdown, topic,
 };
 use crate::cluster::within;
 

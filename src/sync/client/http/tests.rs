@@ -68,15 +68,28 @@ async fn proxy(to: SocketAddr) -> SocketAddr {
     addr
 }
 
-#[tokio::test]
-async fn a_proxy_that_ends_tls_passes_a_session_on_and_is_not_taken_for_the_member() {
-    let secret = Secret::from([8; 32]);
-    let place = Place {
-        network: [4; 32],
+const NETWORK: [u8; 32] = [4; 32];
+
+fn place(secret: &Secret) -> Place {
+    Place {
+        network: NETWORK,
         secret: secret.clone(),
         sessions_max: 4,
         kept: None,
-    };
+    }
+}
+
+fn identity() -> Identity {
+    Identity {
+        network: NETWORK,
+        secret: Secret::from([3; 32]),
+    }
+}
+
+#[tokio::test]
+async fn a_proxy_that_ends_tls_passes_a_session_on_and_is_not_taken_for_the_member() {
+    let secret = Secret::from([8; 32]);
+    let place = place(&secret);
     let http = Http::new().bind(([127, 0, 0, 1], 0).into());
     let listener = http.listen(place).await.expect("loopback");
     let bound = listener.addrs()[0].replace("http://", "");
@@ -85,10 +98,7 @@ async fn a_proxy_that_ends_tls_passes_a_session_on_and_is_not_taken_for_the_memb
         let member = MemberAddr::from(PeerAddr::new(secret.peer(), []));
         member.with("http", &format!("https://{url}"))
     };
-    let identity = Identity {
-        network: [4; 32],
-        secret: Secret::from([3; 32]),
-    };
+    let identity = identity();
     let dial = http.dialler(identity.clone());
     let serving = tokio::spawn(async move {
         while let Some(knock) = listener.accept().await {
@@ -155,21 +165,13 @@ async fn cable(to: SocketAddr) -> (SocketAddr, tokio::sync::oneshot::Sender<()>)
 #[tokio::test]
 async fn a_client_that_vanished_is_given_up() {
     let secret = Secret::from([8; 32]);
-    let place = Place {
-        network: [4; 32],
-        secret: secret.clone(),
-        sessions_max: 4,
-        kept: None,
-    };
+    let place = place(&secret);
     let opened = HttpListener::open(Some(([127, 0, 0, 1], 0).into()), &[], &place).await;
     let mut listener = opened.expect("loopback");
     listener.gone_after = Duration::from_secs(1);
     let bound = listener.addrs()[0].replace("http://", "");
     let (url, pull) = cable(bound.parse().expect("an address")).await;
-    let identity = Identity {
-        network: [4; 32],
-        secret: Secret::from([3; 32]),
-    };
+    let identity = identity();
     let member = MemberAddr::from(PeerAddr::new(secret.peer(), []));
     let member = member.with("http", &format!("http://{url}"));
     let dial = Http::new().dialler(identity);
