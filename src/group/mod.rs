@@ -103,6 +103,11 @@ impl<M: StateMachine> Group<M> {
         self.replica.member()
     }
 
+    #[cfg(test)]
+    pub(crate) fn replica(&self) -> &Arc<Replica> {
+        &self.replica
+    }
+
     /// A secret of this member for one purpose: derived from the node's, which is synced before it
     /// is used, and from the member's id, which is never used twice.
     pub(crate) fn member_secret(&self, purpose: &str) -> Zeroizing<[u8; 32]> {

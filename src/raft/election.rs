@@ -63,7 +63,7 @@ impl Replica {
     /// or nothing is taken of it as the leader.
     fn is_lost(&self, member: MemberId) -> bool {
         let state = self.state();
-        if state.leader == Some(member) && self.refuses_term(state.term) {
+        if state.leader == Some(member) && self.refuses_leader(state.term, member) {
             return true;
         }
         match self.mesh().bond_to(member) {

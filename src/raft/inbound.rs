@@ -372,7 +372,7 @@ fn check_leader(vote: &Vote, from: &Proven) -> io::Result<()> {
 /// As [`check_leader`], and it has not sent in this term what the machine refuses.
 fn check_heard_leader(replica: &Replica, vote: &Vote, from: &Proven) -> io::Result<()> {
     check_leader(vote, from)?;
-    if replica.refuses_term(vote.leader_id.term) {
+    if replica.refuses_leader(vote.leader_id.term, vote.leader_id.voted_for) {
         return Err(io::Error::other(
             "its leader has sent invalid commands, and is not heard any more in this term",
         ));

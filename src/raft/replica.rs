@@ -25,7 +25,7 @@ use super::{
     network::Network,
     read_index::ReadRounds,
     stored::Stored,
-    validate::{Turns, Validator},
+    validate::{RefusedLeader, Turns, Validator},
 };
 use crate::{
     config::Config,
@@ -76,8 +76,7 @@ pub(crate) struct Replica {
     check: CheckCommand,
     validator: Option<Validator>,
     turns: Turns,
-    /// The last term whose leader sent what the machine refuses; 0 if none did.
-    refused_term: AtomicU64,
+    refused: RefusedLeader,
     applied: watch::Receiver<Applied>,
     genesis: watch::Sender<Option<Genesis>>,
     mesh: OnceLock<Mesh>,
@@ -134,7 +133,7 @@ impl Replica {
             check,
             validator,
             turns: Turns::default(),
-            refused_term: AtomicU64::new(0),
+            refused: RefusedLeader::default(),
             mesh: OnceLock::new(),
             raft: RwLock::new(None),
             generation: AtomicU64::new(0),
@@ -471,8 +470,8 @@ impl Replica {
         &self.turns
     }
 
-    pub(super) fn refused_term(&self) -> &AtomicU64 {
-        &self.refused_term
+    pub(super) fn refused(&self) -> &RefusedLeader {
+        &self.refused
     }
 
     pub(super) fn losses(&self) -> watch::Receiver<Option<MemberId>> {

@@ -1,5 +1,7 @@
 //! openraft's own suite on our journal and state, on both stores; and what it does not test.
 
+mod refusals;
+
 use std::{io, sync::Arc};
 
 use bytes::Bytes;

@@ -12,7 +12,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use bytes::Bytes;
@@ -208,17 +208,49 @@ impl Replica {
     /// Takes nothing more of a leader in its term, and has another one elected: if most others
     /// have met the same, what it sent is not committed and will be gone.
     fn refuse_leader(&self, vote: &Vote, why: &InvalidCommand) {
-        let (term, leader) = (vote.leader_id.term, vote.leader_id.voted_for);
+        let leader = vote.leader_id.voted_for;
+        let state = self.state();
+        let leading = state.leader.map(|it| (state.term, it));
         // Appends that were validated at once are refused at once: told once.
-        if self.refused_term().fetch_max(term, Ordering::AcqRel) < term {
+        if self
+            .refused()
+            .refuse((vote.leader_id.term, leader), leading)
+        {
             self.note_invalid(leader, why);
             self.lost_member(leader);
         }
     }
 
-    /// Whether the leader of this term has sent what the machine refuses. A term has one leader.
-    pub(super) fn refuses_term(&self, term: u64) -> bool {
-        term > 0 && self.refused_term().load(Ordering::Acquire) == term
+    /// Whether this member, as the leader of this term, has sent what the machine refuses.
+    pub(super) fn refuses_leader(&self, term: u64, leader: MemberId) -> bool {
+        self.refused().refuses((term, leader))
+    }
+}
+
+/// A vote by which a member leads, or says so: its term and the member.
+type Leading = (u64, MemberId);
+
+/// The leader that nothing more is taken from in its term.
+///
+/// Whoever has a bond may send an append under any vote of its own, before openraft judges whether
+/// it leads. So the member is remembered with the term: what one claims silences nobody else.
+#[derive(Debug, Default)]
+pub(super) struct RefusedLeader(Mutex<Option<Leading>>);
+
+impl RefusedLeader {
+    /// Remembers what is refused, and says whether that is news. The one that is refused and leads
+    /// stays so: neither another's word nor its own under another term has it heard again.
+    fn refuse(&self, refused: Leading, leading: Option<Leading>) -> bool {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = *held != Some(refused);
+        if held.is_none() || *held != leading {
+            *held = Some(refused);
+        }
+        news
+    }
+
+    fn refuses(&self, vote: Leading) -> bool {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) == Some(vote)
     }
 }
 
@@ -301,5 +333,26 @@ mod tests {
         turns.take(member).come().await;
         // Its own place is the only one left.
         assert_eq!(turns.0.lock().expect("nobody panicked").len(), 1);
+    }
+
+    #[test]
+    fn a_claim_silences_nobody_else_and_brings_back_nobody() {
+        let refused = RefusedLeader::default();
+        let (leader, liar) = (MemberId::from(1), MemberId::from(2));
+        let leads = Some((7, leader));
+        assert!(refused.refuse((7, liar), leads));
+        assert!(!refused.refuse((7, liar), leads), "told once");
+        assert!(refused.refuses((7, liar)) && !refused.refuses((7, leader)));
+        // A term that nobody reaches is no shield against what comes later.
+        assert!(refused.refuse((u64::MAX / 4, liar), leads));
+        assert!(refused.refuse((7, leader), leads));
+        // Nothing that is claimed has it heard again while it leads.
+        for claimed in [(6, leader), (8, leader), (7, liar)] {
+            assert!(refused.refuse(claimed, leads), "and each is told");
+            assert!(refused.refuses((7, leader)), "{claimed:?}");
+        }
+        // Under the next one it is no matter any more.
+        assert!(refused.refuse((8, liar), Some((8, liar))));
+        assert!(refused.refuses((8, liar)) && !refused.refuses((7, leader)));
     }
 }
