@@ -349,6 +349,12 @@ pub trait StateMachine: Send + 'static {
     /// command, because it runs another program, this member falls behind for good rather than
     /// differ from it.
     ///
+    /// It is asked about what decodes. A command that does not may be one of a later version of the
+    /// machine, so a leader is not replaced for it: a follower journals it, and a member that
+    /// cannot read it when it is committed stops, and says that it is to be updated. Update all
+    /// members before the first command that is new is executed. What this also means: a member in
+    /// foreign hands that leads can stop the group with a command that is none.
+    ///
     /// So a check may become milder in a later version of the machine, never stricter: a member
     /// that lags is sent the commands of long ago. What `apply` can refuse with an
     /// [`Output`](Self::Output) is better left to it. A panic counts as a refusal.

@@ -35,11 +35,58 @@ pub(crate) type ValidateCommand = fn(&[u8]) -> Result<(), InvalidCommand>;
 /// What asks the machine, if it wants to be asked.
 pub(super) fn validator<M: StateMachine>() -> Option<ValidateCommand> {
     M::VALIDATES.then_some(|command| {
-        // What does not decode is found elsewhere: before it is proposed, and when it is applied.
+        // Not refused: it may be of a later version of the machine, whose members know it. A leader
+        // that was updated first would be deposed for it, over and over, by those that come next.
+        // Taken, it stops who cannot read it, when it is applied, until it is updated. What is
+        // proposed or forwarded was checked to decode where that happened.
         let Ok(command) = host::decode::<M::Command>(command) else {
             return Ok(());
         };
         catch_unwind(AssertUnwindSafe(|| M::validate(&command)))
             .unwrap_or_else(|_| Err(InvalidCommand::new("the machine panicked over it")))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::{Position, Snapshot, SnapshotReader, encode};
+
+    /// Takes even numbers.
+    struct Even;
+
+    impl StateMachine for Even {
+        const NAME: &'static str = "test.even";
+        const VALIDATES: bool = true;
+        type Command = u8;
+        type Output = ();
+        type Query = ();
+        type Answer = ();
+        type View = ();
+
+        fn validate(number: &u8) -> Result<(), InvalidCommand> {
+            if number.is_multiple_of(2) {
+                return Ok(());
+            }
+            Err(InvalidCommand::new("it is odd"))
+        }
+        fn apply(&mut self, _: Position, _: u8) {}
+        fn view(&self) {}
+        fn query((): &(), (): ()) {}
+        fn snapshot(&self) -> Snapshot {
+            Snapshot::of(())
+        }
+        fn restore(&mut self, _: SnapshotReader<'_>) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn only_what_a_later_version_may_have_sent_is_left_to_apply() {
+        let ask = validator::<Even>().expect("it validates");
+        ask(&encode(&2_u8).expect("encodes")).expect("even");
+        let refused = ask(&encode(&3_u8).expect("encodes"));
+        assert_eq!(refused, Err(InvalidCommand::new("it is odd")));
+        ask(&encode(&(3_u8, "of later")).expect("encodes")).expect("not known yet");
+    }
 }

@@ -82,10 +82,12 @@ impl Validator {
     }
 
     fn entry(&self, entry: &Bytes) -> Result<(), InvalidCommand> {
-        // What cannot be read is refused by name elsewhere: by a leader before it proposes it, by
-        // everybody when it is applied.
-        let Ok(Batch::Commands { commands, .. }) = Batch::decode(entry) else {
-            return Ok(());
+        // The form of an entry is equal at all members that let each other in: whatever program it
+        // is, none proposes one that another cannot read. Were it taken, all would stop over it.
+        let commands = match Batch::decode(entry) {
+            Ok(Batch::Commands { commands, .. }) => commands,
+            Ok(Batch::Open) => return Ok(()),
+            Err(error) => return Err(InvalidCommand::new(error.to_string())),
         };
         let hash = blake3::hash(entry);
         if self.good().hashes.contains(&hash) {
@@ -292,6 +294,25 @@ mod tests {
         // Only the very same bytes are known.
         let other = validator.entries(vec![entry(1, b"bad")]).await;
         assert_eq!(other, Err(InvalidCommand::new("bad")));
+    }
+
+    #[tokio::test]
+    async fn an_entry_that_is_none_is_refused() {
+        let validator = Validator::new(ask);
+        let good = entry(0, b"good too");
+        let opens = Batch::Open.encode();
+        validator
+            .entries(vec![opens, good.clone()])
+            .await
+            .expect("good");
+        for bad in [
+            good.slice(..good.len() - 1),
+            Bytes::new(),
+            Bytes::from_static(b"good"),
+        ] {
+            let refused = validator.entries(vec![bad]).await;
+            refused.expect_err("what no member could apply was taken");
+        }
     }
 
     #[tokio::test]
