@@ -50,8 +50,11 @@ impl<M: StateMachine> Group<M> {
         let submitter = self.submitter.clone();
         let validator = self.replica.validator().cloned();
         async move {
-            let encoded = validated(validator.as_ref(), encoded?).await?;
-            let answered = submitter.submit(vec![encoded]).await;
+            let pack = vec![encoded?];
+            if let Some((_, refused)) = refused(validator.as_ref(), &pack).await {
+                return Err(refused);
+            }
+            let answered = submitter.submit(pack).await;
             sole(answered.await)
         }
     }
@@ -76,7 +79,7 @@ impl<M: StateMachine> Group<M> {
         let many = Many {
             group: self.clone(),
             commands: commands.into_iter(),
-            spare: None,
+            spare: VecDeque::new(),
             under_way: VecDeque::new(),
             ready: VecDeque::new(),
         };
@@ -155,8 +158,9 @@ impl<M: StateMachine> Group<M> {
 struct Many<M: StateMachine, I> {
     group: Group<M>,
     commands: I,
-    /// Taken from the iterator and too large for the pack before.
-    spare: Option<Bytes>,
+    /// Taken from the iterator and not yet in a pack: too large for the one before, or behind a
+    /// command that was refused. One pack's and one more at most.
+    spare: VecDeque<Result<Bytes, ExecuteError>>,
     under_way: VecDeque<(usize, oneshot::Receiver<Outcome>)>,
     ready: VecDeque<Result<M::Output, ExecuteError>>,
 }
@@ -184,31 +188,52 @@ impl<M: StateMachine, I: Iterator<Item = M::Command>> Many<M, I> {
         }
     }
 
-    /// The next commands that fit together; a command that cannot be sent ends the pack.
+    /// The next commands that fit together, validated together; a command that cannot be sent ends
+    /// the pack.
     async fn next_pack(&mut self) -> Result<Vec<Bytes>, (Vec<Bytes>, ExecuteError)> {
-        let mut pack: Vec<Bytes> = self.spare.take().into_iter().collect();
-        let mut bytes: usize = pack.iter().map(Bytes::len).sum();
+        let mut pack = Vec::new();
+        let mut bytes = 0;
+        let mut unsendable = None;
         while pack.len() < BATCH_COMMANDS_MAX && bytes < BATCH_BYTES_TARGET {
-            let Some(command) = self.commands.next() else {
-                break;
-            };
-            let encoded = match self.group.encode(&command) {
-                Ok(encoded) => validated(self.group.replica.validator(), encoded).await,
-                Err(error) => Err(error),
-            };
-            match encoded {
-                Ok(encoded) if bytes + encoded.len() > BATCH_BYTES_TARGET && !pack.is_empty() => {
-                    self.spare = Some(encoded);
+            match self.next_encoded() {
+                None => break,
+                Some(Ok(encoded))
+                    if bytes + encoded.len() > BATCH_BYTES_TARGET && !pack.is_empty() =>
+                {
+                    self.spare.push_front(Ok(encoded));
                     break;
                 }
-                Ok(encoded) => {
+                Some(Ok(encoded)) => {
                     bytes += encoded.len();
                     pack.push(encoded);
                 }
-                Err(error) => return Err((pack, error)),
+                Some(Err(error)) => {
+                    unsendable = Some(error);
+                    break;
+                }
             }
         }
-        Ok(pack)
+        let validator = self.group.replica.validator();
+        if let Some((at, error)) = refused(validator, &pack).await {
+            // Those behind it have not been asked about; what ended the pack comes after them.
+            let behind = pack.split_off(at).into_iter().skip(1).map(Ok);
+            let behind = behind.chain(unsendable.map(Err));
+            for encoded in behind.rev() {
+                self.spare.push_front(encoded);
+            }
+            return Err((pack, error));
+        }
+        match unsendable {
+            None => Ok(pack),
+            Some(error) => Err((pack, error)),
+        }
+    }
+
+    fn next_encoded(&mut self) -> Option<Result<Bytes, ExecuteError>> {
+        self.spare.pop_front().or_else(|| {
+            let command = self.commands.next()?;
+            Some(self.group.encode(&command))
+        })
     }
 
     async fn after(
@@ -235,15 +260,15 @@ impl<M: StateMachine, I: Iterator<Item = M::Command>> Many<M, I> {
     }
 }
 
-/// A command that the machine does not refuse, if it is one that looks.
-async fn validated(validator: Option<&Validator>, command: Bytes) -> Result<Bytes, ExecuteError> {
-    if let Some(validator) = validator
-        && let Err(why) = validator.command(command.clone()).await
-    {
-        let why = why.to_string();
-        return Err(ExecuteError::NotApplied(NotApplied::Refused { why }));
-    }
-    Ok(command)
+/// The first of the commands that the machine refuses, if it is one that looks, and the error that
+/// says so.
+async fn refused(
+    validator: Option<&Validator>,
+    commands: &[Bytes],
+) -> Option<(usize, ExecuteError)> {
+    let (at, why) = validator?.commands(commands.to_vec()).await?;
+    let why = why.to_string();
+    Some((at, ExecuteError::NotApplied(NotApplied::Refused { why })))
 }
 
 fn sole<O: serde::de::DeserializeOwned>(

@@ -335,7 +335,8 @@ pub trait StateMachine: Send + 'static {
     /// [`VALIDATES`](Self::VALIDATES).
     ///
     /// It is for checks that cost too much for [`apply`](Self::apply), which all commands wait
-    /// for: it runs beside that, for several commands at once, and may take all cores for a while.
+    /// for: it runs beside that, for the commands of several callers at once, and may take all
+    /// cores for a while. Commands that travel together are asked about one after the other.
     /// Each member asks once for each command: whoever calls [`Group::execute`] before the command
     /// is proposed, a leader before it proposes what another member forwards, a follower before it
     /// journals, and so acknowledges, what its leader sends. What lies in the own journal, and a

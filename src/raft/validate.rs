@@ -62,10 +62,16 @@ impl Validator {
         }
     }
 
-    /// Validates one command that is to be proposed here.
-    pub(crate) async fn command(&self, command: Bytes) -> Result<(), InvalidCommand> {
+    /// Validates commands that are to be proposed here, in one go: says which is the first that is
+    /// refused, and why. Those behind it are not asked about.
+    pub(crate) async fn commands(&self, commands: Vec<Bytes>) -> Option<(usize, InvalidCommand)> {
+        let bytes = commands.iter().map(Bytes::len).sum();
         let ask = self.ask;
-        self.run(command.len(), move || ask(&command)).await
+        let first = move || {
+            let mut answers = commands.iter().map(|it| ask(it)).enumerate();
+            answers.find_map(|(at, valid)| Some((at, valid.err()?)))
+        };
+        self.run(bytes, first).await
     }
 
     /// Notes an entry whose commands were validated here before they were packed.
@@ -99,11 +105,11 @@ impl Validator {
     }
 
     /// Runs it here if it is short, else on a blocking thread.
-    async fn run(
+    async fn run<T: Send + 'static>(
         &self,
         bytes: usize,
-        ask: impl FnOnce() -> Result<(), InvalidCommand> + Send + 'static,
-    ) -> Result<(), InvalidCommand> {
+        ask: impl FnOnce() -> T + Send + 'static,
+    ) -> T {
         if bytes <= HERE_BYTES_MAX {
             return ask();
         }
@@ -330,9 +336,25 @@ mod tests {
     async fn long_commands_are_asked_about_too() {
         let validator = Validator::new(ask);
         let long = |first: &[u8]| Bytes::from([first, &[7; 4 * HERE_BYTES_MAX]].concat());
-        validator.command(long(b"good")).await.expect("good");
-        let refused = validator.command(long(b"bad")).await;
-        assert_eq!(refused, Err(InvalidCommand::new("bad")));
+        let good = validator.commands(vec![long(b"good"); 3]).await;
+        assert_eq!(good, None);
+        let refused = validator.commands(vec![long(b"bad")]).await;
+        assert_eq!(refused, Some((0, InvalidCommand::new("bad"))));
+    }
+
+    #[tokio::test]
+    async fn commands_are_asked_about_up_to_the_first_that_is_refused() {
+        static ASKED: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+        let validator = Validator::new(|command| {
+            ASKED.lock().expect("nobody panicked").extend(command);
+            ask(command)
+        });
+        let commands = [&b"good"[..], b"good too", b"bad", b"worse"];
+        let commands = commands.map(Bytes::from_static).to_vec();
+        let refused = validator.commands(commands).await;
+        assert_eq!(refused, Some((2, InvalidCommand::new("bad"))));
+        assert_eq!(*ASKED.lock().expect("nobody panicked"), b"goodgood toobad");
+        assert_eq!(validator.commands(Vec::new()).await, None);
     }
 
     #[tokio::test]

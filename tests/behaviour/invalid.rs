@@ -311,3 +311,28 @@ async fn a_machine_that_panics_over_a_command_refuses_it() {
     let next = within("a word", members[0].group.execute(OTHER_TESTS.into())).await;
     assert_eq!(next.expect("it goes on"), 1);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_commands_those_that_cannot_be_sent_fail_in_their_places() {
+    let config = Config::default();
+    let member = Member::<Words>::found(Place::MEMORY, &config).await;
+    let (good, bad) = (OTHER_TESTS.to_owned(), "panic".to_owned());
+    let long = "x".repeat(config.command_bytes_max + 1);
+    let many = [
+        &good, &good, &bad, &good, &long, &good, &bad, &bad, &good, &long,
+    ];
+    let many = many.map(Clone::clone);
+    let results = member.group.execute_many(many).collect::<Vec<_>>();
+    let results = within("many words", results).await;
+    let told = results.into_iter().map(|it| match it {
+        Ok(count) => count.to_string(),
+        Err(ExecuteError::NotApplied(NotApplied::Refused { .. })) => "refused".into(),
+        Err(ExecuteError::NotApplied(NotApplied::TooLarge { .. })) => "long".into(),
+        Err(other) => panic!("{other:?}"),
+    });
+    let told: Vec<String> = told.collect();
+    let expected = [
+        "1", "2", "refused", "3", "long", "4", "refused", "refused", "5", "long",
+    ];
+    assert_eq!(told, expected);
+}
