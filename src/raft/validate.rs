@@ -32,6 +32,9 @@ pub(super) const APPENDS_AHEAD: usize = 2;
 const HERE_BYTES_MAX: usize = 1_024;
 /// Threads of a group that validate at a time. The machine may start more, one a core.
 const RUNNING_MAX: usize = 4;
+/// Of those, how many validate what is to be proposed here. Callers wait for each other, however
+/// many there are, and not in the way of what a leader or a follower sends.
+const PROPOSING_MAX: usize = RUNNING_MAX / 2;
 /// Entries whose hash is remembered: some times what one member may have under way.
 const REMEMBERED_MAX: usize = 1_024;
 
@@ -41,6 +44,7 @@ pub(crate) struct Validator {
     ask: ValidateCommand,
     good: Arc<Mutex<Good>>,
     running: Arc<Semaphore>,
+    proposing: Arc<Semaphore>,
 }
 
 /// The hashes of entries found good, and the order they came in.
@@ -59,6 +63,7 @@ impl Validator {
             ask,
             good: Arc::default(),
             running: Arc::new(Semaphore::new(RUNNING_MAX)),
+            proposing: Arc::new(Semaphore::new(PROPOSING_MAX)),
         }
     }
 
@@ -71,7 +76,7 @@ impl Validator {
             let mut answers = commands.iter().map(|it| ask(it)).enumerate();
             answers.find_map(|(at, valid)| Some((at, valid.err()?)))
         };
-        self.run(bytes, first).await
+        self.run(Some(&self.proposing), bytes, first).await
     }
 
     /// Notes an entry whose commands were validated here before they were packed.
@@ -84,7 +89,7 @@ impl Validator {
         let bytes = entries.iter().map(Bytes::len).sum();
         let validator = self.clone();
         let all = move || entries.iter().try_for_each(|it| validator.entry(it));
-        self.run(bytes, all).await
+        self.run(None, bytes, all).await
     }
 
     fn entry(&self, entry: &Bytes) -> Result<(), InvalidCommand> {
@@ -104,9 +109,11 @@ impl Validator {
         Ok(())
     }
 
-    /// Runs it here if it is short, else on a blocking thread.
+    /// Runs it here if it is short, else on a blocking thread, once there is room: first among its
+    /// like, then among all.
     async fn run<T: Send + 'static>(
         &self,
+        alike: Option<&Arc<Semaphore>>,
         bytes: usize,
         ask: impl FnOnce() -> T + Send + 'static,
     ) -> T {
@@ -114,7 +121,11 @@ impl Validator {
             return ask();
         }
         // Never closed. Held until it is through, also if nobody waits for it any more.
-        let room = Arc::clone(&self.running).acquire_owned().await;
+        let first = match alike {
+            Some(alike) => Some(Arc::clone(alike).acquire_owned().await),
+            None => None,
+        };
+        let room = (first, Arc::clone(&self.running).acquire_owned().await);
         let asking = tokio::task::spawn_blocking(move || {
             let _room = room;
             ask()
@@ -264,16 +275,28 @@ impl RefusedLeader {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn entry(first_seq: u64, command: &'static [u8]) -> Bytes {
+        let commands = [&b"good"[..], command].map(Bytes::from_static);
+        entry_of(first_seq, commands.to_vec())
+    }
+
+    fn entry_of(first_seq: u64, commands: Vec<Bytes>) -> Bytes {
         let batch = Batch::Commands {
             session: 1,
             first_seq,
             lowest_unanswered: 0,
-            commands: vec![Bytes::from_static(b"good"), Bytes::from_static(command)],
+            commands,
         };
         batch.encode()
+    }
+
+    /// A command longer than what is asked about where it arrives.
+    fn long(first: &[u8]) -> Bytes {
+        [first, &[7; 4 * HERE_BYTES_MAX]].concat().into()
     }
 
     /// Refuses what is not good.
@@ -335,7 +358,6 @@ mod tests {
     #[tokio::test]
     async fn long_commands_are_asked_about_too() {
         let validator = Validator::new(ask);
-        let long = |first: &[u8]| Bytes::from([first, &[7; 4 * HERE_BYTES_MAX]].concat());
         let good = validator.commands(vec![long(b"good"); 3]).await;
         assert_eq!(good, None);
         let refused = validator.commands(vec![long(b"bad")]).await;
@@ -355,6 +377,33 @@ mod tests {
         assert_eq!(refused, Some((2, InvalidCommand::new("bad"))));
         assert_eq!(*ASKED.lock().expect("nobody panicked"), b"goodgood toobad");
         assert_eq!(validator.commands(Vec::new()).await, None);
+    }
+
+    #[tokio::test]
+    async fn what_others_send_does_not_wait_for_the_callers_here() {
+        /// Held while the callers' checks are to last.
+        static LAST: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+        let validator = Validator::new(|command| {
+            if command.starts_with(b"slow") {
+                drop(LAST.blocking_lock());
+            }
+            Ok(())
+        });
+        let mut callers = Vec::new();
+        {
+            let _last = LAST.lock().await;
+            for _ in 0..3 * RUNNING_MAX {
+                callers.push(Box::pin(validator.commands(vec![long(b"slow")])));
+                let waits = futures_util::poll!(callers.last_mut().expect("one"));
+                assert!(waits.is_pending());
+            }
+            let sent = validator.entries(vec![entry_of(0, vec![long(b"quick")])]);
+            let sent = tokio::time::timeout(Duration::from_secs(30), sent).await;
+            sent.expect("stuck behind the callers").expect("good");
+        }
+        for caller in callers {
+            assert_eq!(caller.await, None);
+        }
     }
 
     #[tokio::test]
