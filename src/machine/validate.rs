@@ -25,6 +25,10 @@ impl InvalidCommand {
         why.truncate(end);
         Self(why)
     }
+
+    pub(crate) fn panicked() -> Self {
+        Self::new("the machine panicked over it")
+    }
 }
 
 const WORDS_BYTES_MAX: usize = 512;
@@ -35,22 +39,47 @@ pub(crate) type ValidateCommand = fn(&[u8]) -> Result<(), InvalidCommand>;
 /// What asks the machine, if it wants to be asked.
 pub(super) fn validator<M: StateMachine>() -> Option<ValidateCommand> {
     M::VALIDATES.then_some(|command| {
-        // Not refused: it may be of a later version of the machine, whose members know it. A leader
-        // that was updated first would be deposed for it, over and over, by those that come next.
-        // Taken, it stops who cannot read it, when it is applied, until it is updated. What is
-        // proposed or forwarded was checked to decode where that happened.
-        let Ok(command) = host::decode::<M::Command>(command) else {
-            return Ok(());
-        };
-        catch_unwind(AssertUnwindSafe(|| M::validate(&command)))
-            .unwrap_or_else(|_| Err(InvalidCommand::new("the machine panicked over it")))
+        // All of it is the user's code: reading the command, judging it, letting go of it.
+        catch_unwind(AssertUnwindSafe(|| ask::<M>(command)))
+            .unwrap_or_else(|_| Err(InvalidCommand::panicked()))
     })
+}
+
+fn ask<M: StateMachine>(command: &[u8]) -> Result<(), InvalidCommand> {
+    // Not refused: it may be of a later version of the machine, whose members know it. A leader
+    // that was updated first would be deposed for it, over and over, by those that come next.
+    // Taken, it stops who cannot read it, when it is applied, until it is updated. What is
+    // proposed or forwarded was checked to decode where that happened.
+    let Ok(command) = host::decode::<M::Command>(command) else {
+        return Ok(());
+    };
+    M::validate(&command)
 }
 
 #[cfg(test)]
 mod tests {
+    use serde::{Deserialize, Deserializer, Serialize};
+
     use super::*;
     use crate::machine::{Position, Snapshot, SnapshotReader, encode};
+
+    /// Panics when a 7 is read, when an 8 is judged, and when a 9 is let go of.
+    #[derive(Serialize)]
+    struct Touchy(u8);
+
+    impl<'de> Deserialize<'de> for Touchy {
+        fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+            let number = u8::deserialize(from)?;
+            assert!(number != 7, "as the test wants it");
+            Ok(Self(number))
+        }
+    }
+
+    impl Drop for Touchy {
+        fn drop(&mut self) {
+            assert!(self.0 != 9, "as the test wants it");
+        }
+    }
 
     /// Takes even numbers.
     struct Even;
@@ -58,19 +87,20 @@ mod tests {
     impl StateMachine for Even {
         const NAME: &'static str = "test.even";
         const VALIDATES: bool = true;
-        type Command = u8;
+        type Command = Touchy;
         type Output = ();
         type Query = ();
         type Answer = ();
         type View = ();
 
-        fn validate(number: &u8) -> Result<(), InvalidCommand> {
+        fn validate(Touchy(number): &Touchy) -> Result<(), InvalidCommand> {
+            assert!(*number != 8, "as the test wants it");
             if number.is_multiple_of(2) {
                 return Ok(());
             }
             Err(InvalidCommand::new("it is odd"))
         }
-        fn apply(&mut self, _: Position, _: u8) {}
+        fn apply(&mut self, _: Position, _: Touchy) {}
         fn view(&self) {}
         fn query((): &(), (): ()) {}
         fn snapshot(&self) -> Snapshot {
@@ -88,5 +118,14 @@ mod tests {
         let refused = ask(&encode(&3_u8).expect("encodes"));
         assert_eq!(refused, Err(InvalidCommand::new("it is odd")));
         ask(&encode(&(3_u8, "of later")).expect("encodes")).expect("not known yet");
+    }
+
+    #[test]
+    fn wherever_the_machine_panics_over_a_command_it_is_refused() {
+        let ask = validator::<Even>().expect("it validates");
+        for number in [7_u8, 8, 9] {
+            let refused = ask(&encode(&number).expect("encodes"));
+            assert_eq!(refused, Err(InvalidCommand::panicked()), "{number}");
+        }
     }
 }

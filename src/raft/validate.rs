@@ -76,7 +76,8 @@ impl Validator {
             let mut answers = commands.iter().map(|it| ask(it)).enumerate();
             answers.find_map(|(at, valid)| Some((at, valid.err()?)))
         };
-        self.run(Some(&self.proposing), bytes, first).await
+        let asked = self.run(Some(&self.proposing), bytes, first).await;
+        asked.unwrap_or_else(|why| Some((0, why)))
     }
 
     /// Notes an entry whose commands were validated here before they were packed.
@@ -89,7 +90,7 @@ impl Validator {
         let bytes = entries.iter().map(Bytes::len).sum();
         let validator = self.clone();
         let all = move || entries.iter().try_for_each(|it| validator.entry(it));
-        self.run(None, bytes, all).await
+        self.run(None, bytes, all).await?
     }
 
     fn entry(&self, entry: &Bytes) -> Result<(), InvalidCommand> {
@@ -110,15 +111,15 @@ impl Validator {
     }
 
     /// Runs it here if it is short, else on a blocking thread, once there is room: first among its
-    /// like, then among all.
+    /// like, then among all. An error if it panics there.
     async fn run<T: Send + 'static>(
         &self,
         alike: Option<&Arc<Semaphore>>,
         bytes: usize,
         ask: impl FnOnce() -> T + Send + 'static,
-    ) -> T {
+    ) -> Result<T, InvalidCommand> {
         if bytes <= HERE_BYTES_MAX {
-            return ask();
+            return Ok(ask());
         }
         // Never closed. Held until it is through, also if nobody waits for it any more.
         let first = match alike {
@@ -131,7 +132,8 @@ impl Validator {
             ask()
         });
         match asking.await {
-            Ok(valid) => valid,
+            Ok(valid) => Ok(valid),
+            Err(error) if error.is_panic() => Err(InvalidCommand::panicked()),
             // The runtime is shutting down, and who waits here with it: nothing is decided.
             Err(_) => std::future::pending().await,
         }
@@ -404,6 +406,21 @@ mod tests {
         for caller in callers {
             assert_eq!(caller.await, None);
         }
+    }
+
+    #[tokio::test]
+    async fn a_check_that_panics_on_its_thread_is_a_refusal_and_nobody_waits_for_ever() {
+        let validator = Validator::new(|_| panic!("as the test wants it"));
+        let asking = async {
+            let refused = validator.commands(vec![long(b"any")]).await;
+            assert_eq!(refused, Some((0, InvalidCommand::panicked())));
+            let refused = validator
+                .entries(vec![entry_of(0, vec![long(b"any")])])
+                .await;
+            assert_eq!(refused, Err(InvalidCommand::panicked()));
+        };
+        let asked = tokio::time::timeout(Duration::from_secs(30), asking).await;
+        asked.expect("nobody answered");
     }
 
     #[tokio::test]
