@@ -213,6 +213,8 @@ impl<M: StateMachine, I: Iterator<Item = M::Command>> Many<M, I> {
                 }
             }
         }
+        // A pack is encoded without a pause, and so may many be, one after the other.
+        tokio::task::yield_now().await;
         let validator = self.group.replica.validator();
         if let Some((at, error)) = refused(validator, &pack).await {
             // Those behind it have not been asked about; what ended the pack comes after them.

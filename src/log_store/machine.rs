@@ -329,6 +329,8 @@ impl StateMachine for LogStore {
     const NAME: &'static str = "quorate.logs";
     const STORED: bool = true;
     const VALIDATES: bool = true;
+    /// A handful of signatures.
+    const VALIDATES_INLINE_BELOW: usize = 1_024;
     type Command = LogCommand;
     type Output = LogOutput;
     /// There is none: [`Logs`](super::Logs) reads.

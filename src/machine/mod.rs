@@ -310,6 +310,12 @@ pub trait StateMachine: Send + 'static {
     /// Whether [`validate`](Self::validate) is to be asked. Without it commands are not even
     /// decoded for that.
     const VALIDATES: bool = false;
+    /// Below how many bytes, together, commands are checked where they arrive: on the runtime's own
+    /// threads, which do nothing else meanwhile. The default, 0, has all of them checked on other
+    /// threads, which costs some ten microseconds for those that travel together. Say more only if
+    /// checking so many bytes takes no longer than that or a few times as long: where the runtime
+    /// is held up, so are all groups of the node, and their heartbeats.
+    const VALIDATES_INLINE_BELOW: usize = 0;
     /// What changes the state. Its encoded size is limited by
     /// [`Config::command_bytes_max`](crate::config::Config::command_bytes_max).
     type Command: Serialize + DeserializeOwned + Send + 'static;
@@ -336,7 +342,9 @@ pub trait StateMachine: Send + 'static {
     ///
     /// It is for checks that cost too much for [`apply`](Self::apply), which all commands wait
     /// for: it runs beside that, for the commands of several callers at once, and may take all
-    /// cores for a while. Commands that travel together are asked about one after the other.
+    /// cores for a while. Commands that travel together are asked about one after the other. It is
+    /// called on a thread of its own kind, where it may block, but for what is shorter than
+    /// [`VALIDATES_INLINE_BELOW`](Self::VALIDATES_INLINE_BELOW).
     /// Each member asks once for each command: whoever calls [`Group::execute`] before the command
     /// is proposed, a leader before it proposes what another member forwards, a follower before it
     /// journals, and so acknowledges, what its leader sends. What lies in the own journal, and a

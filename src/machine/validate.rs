@@ -33,15 +33,24 @@ impl InvalidCommand {
 
 const WORDS_BYTES_MAX: usize = 512;
 
-/// Asks a machine about an encoded command, on any thread, for as long as it takes.
-pub(crate) type ValidateCommand = fn(&[u8]) -> Result<(), InvalidCommand>;
+/// How a machine is asked about commands.
+#[derive(Clone, Copy)]
+pub(crate) struct ValidateCommand {
+    /// Judges an encoded command, on any thread, for as long as it takes.
+    pub(crate) ask: fn(&[u8]) -> Result<(), InvalidCommand>,
+    /// Below so many bytes of commands that is not long: [`StateMachine::VALIDATES_INLINE_BELOW`].
+    pub(crate) inline_below: usize,
+}
 
 /// What asks the machine, if it wants to be asked.
 pub(super) fn validator<M: StateMachine>() -> Option<ValidateCommand> {
-    M::VALIDATES.then_some(|command| {
-        // All of it is the user's code: reading the command, judging it, letting go of it.
-        catch_unwind(AssertUnwindSafe(|| ask::<M>(command)))
-            .unwrap_or_else(|_| Err(InvalidCommand::panicked()))
+    M::VALIDATES.then_some(ValidateCommand {
+        ask: |command| {
+            // All of it is the user's code: reading the command, judging it, letting go of it.
+            catch_unwind(AssertUnwindSafe(|| ask::<M>(command)))
+                .unwrap_or_else(|_| Err(InvalidCommand::panicked()))
+        },
+        inline_below: M::VALIDATES_INLINE_BELOW,
     })
 }
 
@@ -113,7 +122,7 @@ mod tests {
 
     #[test]
     fn only_what_a_later_version_may_have_sent_is_left_to_apply() {
-        let ask = validator::<Even>().expect("it validates");
+        let ask = validator::<Even>().expect("it validates").ask;
         ask(&encode(&2_u8).expect("encodes")).expect("even");
         let refused = ask(&encode(&3_u8).expect("encodes"));
         assert_eq!(refused, Err(InvalidCommand::new("it is odd")));
@@ -122,7 +131,7 @@ mod tests {
 
     #[test]
     fn wherever_the_machine_panics_over_a_command_it_is_refused() {
-        let ask = validator::<Even>().expect("it validates");
+        let ask = validator::<Even>().expect("it validates").ask;
         for number in [7_u8, 8, 9] {
             let refused = ask(&encode(&number).expect("encodes"));
             assert_eq!(refused, Err(InvalidCommand::panicked()), "{number}");

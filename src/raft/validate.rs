@@ -1,5 +1,6 @@
 //! Asking the machine about commands before they are taken from another member: beside the apply
-//! loop, off the runtime's threads where it takes long, and once for each command.
+//! loop, off the runtime's threads unless the machine says that it is not long, and once for each
+//! command.
 //!
 //! ```text
 //! follower   append  -> decoded -> validated, two ahead -> openraft -> journal -> answered
@@ -27,9 +28,6 @@ use crate::{
 
 /// Appends of one stream that are validated while the one before is taken.
 pub(super) const APPENDS_AHEAD: usize = 2;
-/// Bytes of commands that are validated where they arrive: to go to another thread would take as
-/// long. Of signatures, a handful.
-const HERE_BYTES_MAX: usize = 1_024;
 /// Threads of a group that validate at a time. The machine may start more, one a core.
 const RUNNING_MAX: usize = 4;
 /// Of those, how many validate what is to be proposed here. Callers wait for each other, however
@@ -71,7 +69,10 @@ impl Validator {
     /// refused, and why. Those behind it are not asked about.
     pub(crate) async fn commands(&self, commands: Vec<Bytes>) -> Option<(usize, InvalidCommand)> {
         let bytes = commands.iter().map(Bytes::len).sum();
-        let ask = self.ask;
+        if commands.is_empty() {
+            return None;
+        }
+        let ask = self.ask.ask;
         let first = move || {
             let mut answers = commands.iter().map(|it| ask(it)).enumerate();
             answers.find_map(|(at, valid)| Some((at, valid.err()?)))
@@ -105,7 +106,7 @@ impl Validator {
         if self.good().hashes.contains(&hash) {
             return Ok(());
         }
-        commands.iter().try_for_each(|it| (self.ask)(it))?;
+        commands.iter().try_for_each(|it| (self.ask.ask)(it))?;
         self.good().insert(hash);
         Ok(())
     }
@@ -118,7 +119,7 @@ impl Validator {
         bytes: usize,
         ask: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, InvalidCommand> {
-        if bytes <= HERE_BYTES_MAX {
+        if bytes < self.ask.inline_below {
             return Ok(ask());
         }
         // Never closed. Held until it is through, also if nobody waits for it any more.
@@ -277,9 +278,18 @@ impl RefusedLeader {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{cell::Cell, time::Duration};
 
     use super::*;
+
+    const INLINE_BELOW: usize = 1_024;
+
+    fn validator(ask: fn(&[u8]) -> Result<(), InvalidCommand>) -> Validator {
+        Validator::new(ValidateCommand {
+            ask,
+            inline_below: INLINE_BELOW,
+        })
+    }
 
     fn entry(first_seq: u64, command: &'static [u8]) -> Bytes {
         let commands = [&b"good"[..], command].map(Bytes::from_static);
@@ -298,7 +308,7 @@ mod tests {
 
     /// A command longer than what is asked about where it arrives.
     fn long(first: &[u8]) -> Bytes {
-        [first, &[7; 4 * HERE_BYTES_MAX]].concat().into()
+        [first, &[7; 4 * INLINE_BELOW]].concat().into()
     }
 
     /// Refuses what is not good.
@@ -311,7 +321,7 @@ mod tests {
 
     #[tokio::test]
     async fn entries_are_asked_about_once_and_refused_each_time() {
-        let validator = Validator::new(ask);
+        let validator = validator(ask);
         let (good, bad) = (entry(0, b"good too"), entry(0, b"bad"));
         for _ in 0..2 {
             validator.entries(vec![good.clone()]).await.expect("good");
@@ -329,7 +339,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_entry_that_is_none_is_refused() {
-        let validator = Validator::new(ask);
+        let validator = validator(ask);
         let good = entry(0, b"good too");
         let opens = Batch::Open.encode();
         validator
@@ -348,7 +358,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_remembered_is_bounded() {
-        let validator = Validator::new(ask);
+        let validator = validator(ask);
         for seq in 0..3 * REMEMBERED_MAX as u64 {
             validator.vouch(&entry(seq, b"good"));
         }
@@ -359,7 +369,7 @@ mod tests {
 
     #[tokio::test]
     async fn long_commands_are_asked_about_too() {
-        let validator = Validator::new(ask);
+        let validator = validator(ask);
         let good = validator.commands(vec![long(b"good"); 3]).await;
         assert_eq!(good, None);
         let refused = validator.commands(vec![long(b"bad")]).await;
@@ -367,9 +377,43 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_runtime_is_held_up_only_by_what_the_machine_calls_short() {
+        /// Whether the runtime was free while each was asked about: its one thread is the test's.
+        static FREE: Mutex<Vec<bool>> = Mutex::new(Vec::new());
+        thread_local! {
+            static THE_RUNTIMES: Cell<bool> = const { Cell::new(false) };
+        }
+        THE_RUNTIMES.set(true);
+        let ask = |_: &[u8]| {
+            let free = !THE_RUNTIMES.get();
+            FREE.lock().expect("nobody panicked").push(free);
+            Ok(())
+        };
+        let short = Bytes::from_static(b"short");
+        for (inline_below, free) in [(0, true), (5, true), (6, false)] {
+            let validator = Validator::new(ValidateCommand { ask, inline_below });
+            assert_eq!(validator.commands(vec![short.clone()]).await, None);
+            let asked = std::mem::take(&mut *FREE.lock().expect("nobody panicked"));
+            assert_eq!(asked, [free], "below {inline_below}");
+        }
+        // However short a command is, many of them are not.
+        let many = vec![short; INLINE_BELOW / 5 + 1];
+        assert_eq!(validator(ask).commands(many).await, None);
+        let asked = std::mem::take(&mut *FREE.lock().expect("nobody panicked"));
+        assert!(asked.iter().all(|it| *it));
+        // Of nothing at all, too, if the machine has not said so.
+        let validator = Validator::new(ValidateCommand {
+            ask,
+            inline_below: 0,
+        });
+        assert_eq!(validator.commands(vec![Bytes::new()]).await, None);
+        assert_eq!(*FREE.lock().expect("nobody panicked"), [true]);
+    }
+
+    #[tokio::test]
     async fn commands_are_asked_about_up_to_the_first_that_is_refused() {
         static ASKED: Mutex<Vec<u8>> = Mutex::new(Vec::new());
-        let validator = Validator::new(|command| {
+        let validator = validator(|command| {
             ASKED.lock().expect("nobody panicked").extend(command);
             ask(command)
         });
@@ -385,7 +429,7 @@ mod tests {
     async fn what_others_send_does_not_wait_for_the_callers_here() {
         /// Held while the callers' checks are to last.
         static LAST: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
-        let validator = Validator::new(|command| {
+        let validator = validator(|command| {
             if command.starts_with(b"slow") {
                 drop(LAST.blocking_lock());
             }
@@ -410,7 +454,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_check_that_panics_on_its_thread_is_a_refusal_and_nobody_waits_for_ever() {
-        let validator = Validator::new(|_| panic!("as the test wants it"));
+        let validator = validator(|_| panic!("as the test wants it"));
         let asking = async {
             let refused = validator.commands(vec![long(b"any")]).await;
             assert_eq!(refused, Some((0, InvalidCommand::panicked())));
