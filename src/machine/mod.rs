@@ -345,6 +345,7 @@ pub trait StateMachine: Send + 'static {
     /// cores for a while. Commands that travel together are asked about one after the other. It is
     /// called on a thread of its own kind, where it may block, but for what is shorter than
     /// [`VALIDATES_INLINE_BELOW`](Self::VALIDATES_INLINE_BELOW).
+    ///
     /// Each member asks once for each command: whoever calls [`Group::execute`] before the command
     /// is proposed, a leader before it proposes what another member forwards, a follower before it
     /// journals, and so acknowledges, what its leader sends. What lies in the own journal, and a
@@ -358,15 +359,15 @@ pub trait StateMachine: Send + 'static {
     /// command, because it runs another program, this member falls behind for good rather than
     /// differ from it.
     ///
+    /// So a check may become milder in a later version of the machine, never stricter: a member
+    /// that lags is sent the commands of long ago. What `apply` can refuse with an
+    /// [`Output`](Self::Output) is better left to it. A panic counts as a refusal.
+    ///
     /// It is asked about what decodes. A command that does not may be one of a later version of the
     /// machine, so a leader is not replaced for it: a follower journals it, and a member that
     /// cannot read it when it is committed stops, and says that it is to be updated. Update all
     /// members before the first command that is new is executed. What this also means: a member in
     /// foreign hands that leads can stop the group with a command that is none.
-    ///
-    /// So a check may become milder in a later version of the machine, never stricter: a member
-    /// that lags is sent the commands of long ago. What `apply` can refuse with an
-    /// [`Output`](Self::Output) is better left to it. A panic counts as a refusal.
     ///
     /// # Errors
     /// Why it is refused.
