@@ -146,9 +146,7 @@ async fn member(words: &Arc<Words>) -> anyhow::Result<(Node, Sync, Mounted<Strin
     let mut watch = group.watch_status();
     watch.wait_for(|it| it.leader.is_some()).await;
     let door = node.serve_sync(&group.logs(), options).await?;
-    while !door.status().serving {
-        tokio::task::yield_now().await;
-    }
+    door.watch_status().wait_for(|it| it.serving).await;
     Ok((node, door, mounted))
 }
 

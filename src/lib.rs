@@ -79,6 +79,7 @@ mod raft;
 mod storage;
 pub mod streams;
 pub mod sync;
+mod task;
 
 pub use crate::{
     bond::{Bond, BondId, TerminationReason},

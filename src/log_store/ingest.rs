@@ -37,7 +37,10 @@ use super::{
     machine::{APPEND_OPERATIONS_MAX, LogCommand, LogOutput, LogStore, OutcomeRun, RawOperation},
     operation::{Author, Operation, Topic},
 };
-use crate::group::{ExecuteError, Group};
+use crate::{
+    group::{ExecuteError, Group},
+    task::Given,
+};
 
 /// Operations that are claimed, checked and settled together.
 const CHUNK_OPERATIONS: usize = 1_024;
@@ -122,8 +125,7 @@ enum Reading<I> {
     Unstarted(Box<Pipeline<I>>),
     Started {
         ready: VecDeque<Result<Outcome, LogError>>,
-        outcomes: mpsc::Receiver<Vec<Result<Outcome, LogError>>>,
-        task: JoinHandle<()>,
+        outcomes: Given<Vec<Result<Outcome, LogError>>>,
     },
     Ended,
 }
@@ -136,32 +138,18 @@ impl<I: Iterator<Item = Operation> + Send + 'static> Reading<I> {
                     let (tell, outcomes) = mpsc::channel(CHECKING_MAX + PROPOSED_MAX);
                     *self = Self::Started {
                         ready: VecDeque::new(),
-                        outcomes,
-                        task: tokio::spawn(pipeline.run(tell)),
+                        outcomes: Given::new(outcomes, tokio::spawn(pipeline.run(tell))),
                     };
                 }
                 Self::Started {
                     mut ready,
                     mut outcomes,
-                    task,
                 } => {
                     if ready.is_empty() {
-                        match outcomes.recv().await {
-                            Some(more) => ready.extend(more),
-                            None => match task.await {
-                                Err(ended) if ended.is_panic() => {
-                                    std::panic::resume_unwind(ended.into_panic())
-                                }
-                                _ => return None,
-                            },
-                        }
+                        ready.extend(outcomes.next().await?);
                     }
                     let outcome = ready.pop_front();
-                    *self = Self::Started {
-                        ready,
-                        outcomes,
-                        task,
-                    };
+                    *self = Self::Started { ready, outcomes };
                     if outcome.is_some() {
                         return outcome;
                     }

@@ -111,6 +111,10 @@ impl MemberFault {
         }
     }
 
+    pub(crate) fn too_often() -> Self {
+        Self::protocol("says too often that there is no news")
+    }
+
     pub(crate) fn lost(why: impl fmt::Display) -> Self {
         Self::Lost {
             why: why.to_string(),

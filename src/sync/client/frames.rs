@@ -12,10 +12,13 @@
 //!  6 CaughtUp   [author, log, height]: those that grew since the last           server
 //!  7 Committed  number, outcomes in runs                                        server
 //!  8 Refused    why, text                                                       server
+//!  9 Wait       ms until the next Batch is read, 0 if it is being taken          server
 //! ```
 //!
 //! Frozen: a changed message gets a new protocol name. What may grow, the reasons of refusals, is
 //! read leniently: a number that is not known is [`Denied::Other`] or [`PushRule::Other`].
+
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -39,6 +42,8 @@ pub(crate) const LOGS_MAX: usize = 65_536;
 pub(crate) const RUN_BYTES: usize = 1024 * 1024;
 /// The most operations of one run or batch.
 pub(crate) const RUN_OPERATIONS_MAX: usize = 4_096;
+/// The longest that a client waits for its turn to push, in all, once it has sent something.
+pub(crate) const OWED_MAX: Duration = Duration::from_secs(600);
 /// The longest text of a refusal, in bytes.
 pub(crate) const TEXT_MAX: usize = 512;
 
@@ -79,6 +84,9 @@ pub(crate) enum Frame {
     Refused {
         why: Denied,
         text: String,
+    },
+    Wait {
+        ms: u64,
     },
 }
 
@@ -148,6 +156,7 @@ impl Frame {
             Self::CaughtUp(_) => "CaughtUp",
             Self::Committed { .. } => "Committed",
             Self::Refused { .. } => "Refused",
+            Self::Wait { .. } => "Wait",
         }
     }
 
@@ -214,6 +223,10 @@ impl Frame {
                 to.put_u8(why.code());
                 PostcardWrite::bytes(to, cut(text).as_bytes());
             }
+            Self::Wait { ms } => {
+                to.put_u8(9);
+                to.uint(*ms);
+            }
         }
     }
 
@@ -266,6 +279,7 @@ impl Frame {
                 why: Denied::of_code(reader.byte()?),
                 text: read_text(reader)?,
             },
+            9 => Self::Wait { ms: reader.uint()? },
             _ => return Err(WireFault::Malformed("an unknown message")),
         };
         reader.finish()?;
@@ -284,6 +298,7 @@ fn name_of(tag: u8) -> &'static str {
         "CaughtUp",
         "Committed",
         "Refused",
+        "Wait",
     ];
     names.get(usize::from(tag)).copied().unwrap_or(NAMELESS)
 }

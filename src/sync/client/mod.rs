@@ -7,6 +7,7 @@
 //!  dial           the way to a member, and what can go wrong with one
 //!  reach          whom a client asks and how, for both
 //!  chain, retry   what is checked of what comes, and who is asked next: no I/O, no clock
+//!  quiet          how often a member may say that there is no news
 //!  frames, stream the messages as bytes, and whole messages over any byte stream
 //!  server         the member's half; log_server is that half alone, on sockets of its own
 //! ```
@@ -22,6 +23,7 @@ mod outcome;
 mod pull;
 mod push;
 mod quic;
+mod quiet;
 mod reach;
 mod retry;
 mod server;
@@ -51,8 +53,9 @@ pub use self::{
     },
 };
 pub(crate) use self::{
+    frames::{FRAME_MAX, OWED_MAX},
     log_server::Listeners,
     quic::{FORMER_PORT_WAIT, alpn},
-    server::{Meter, serve_carried},
+    server::{Meter, PUSHED_MIN, serve_carried},
     settings::Settings,
 };

@@ -13,7 +13,6 @@ use std::{
 use futures_util::Stream;
 use tokio::{
     sync::{mpsc, watch},
-    task::JoinHandle,
     time::timeout,
 };
 
@@ -28,6 +27,7 @@ use super::{
 use crate::{
     log_store::{Operation, Topic},
     sync::{LogTicket, MemberAddr},
+    task::Given,
 };
 
 /// Runs that wait for the reader. A run has at most 1 MiB of headers and bodies, or one operation.
@@ -137,10 +137,9 @@ impl Pull {
         };
         Puller {
             ready: VecDeque::new(),
-            taken,
+            taken: Given::new(taken, tokio::spawn(task.run())),
             status,
             handle: PullHandle { watch, members },
-            task: tokio::spawn(task.run()),
         }
     }
 }
@@ -179,17 +178,17 @@ pub(super) enum Delivery {
 }
 
 /// A pull that runs: the stream of its operations, each log's in order, each exactly once. It ends
-/// only after [`Pull::once`]; dropping it ends the pull.
+/// only after [`Pull::once`]; dropping it ends the pull. If a [`Dial`] of the program's own panics,
+/// so does reading here.
 ///
 /// What the reader does not take holds the member back: at most five runs of 1 MiB, or of one
 /// operation, are in memory, and what the stream itself buffers.
 #[derive(Debug)]
 pub struct Puller {
     ready: VecDeque<Operation>,
-    taken: mpsc::Receiver<Delivery>,
+    taken: Given<Delivery>,
     status: Arc<watch::Sender<PullStatus>>,
     handle: PullHandle,
-    task: JoinHandle<()>,
 }
 
 impl Puller {
@@ -215,7 +214,7 @@ impl Puller {
     /// Waits until something is ready; `None` at the end.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Option<()>> {
         while self.ready.is_empty() {
-            match ready!(self.taken.poll_recv(cx)) {
+            match ready!(self.taken.poll_next(cx)) {
                 None => return Poll::Ready(None),
                 Some(Delivery::CaughtUp(session)) => self.status.send_modify(|it| {
                     it.completed_at = Some(SystemTime::now());
@@ -251,7 +250,7 @@ impl Stream for Puller {
 
 impl Drop for Puller {
     fn drop(&mut self) {
-        self.task.abort();
+        self.taken.abort();
     }
 }
 

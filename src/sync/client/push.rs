@@ -11,10 +11,7 @@ use std::{
 };
 
 use futures_util::Stream;
-use tokio::{
-    sync::{mpsc, watch},
-    task::JoinHandle,
-};
+use tokio::sync::{mpsc, watch};
 
 use self::session::{Session, Source};
 use super::{
@@ -27,6 +24,7 @@ use super::{
 use crate::{
     log_store::{Author, Operation, OperationId, Topic},
     sync::{LogTicket, MemberAddr},
+    task::Given,
 };
 
 /// Batches that may be under way without an answer. A batch has at most 1 MiB of headers and
@@ -85,7 +83,12 @@ impl Push {
 
     reach_settings! {
         /// How long an answer may take before another member is asked: this, and what its batch of
-        /// at most 1 MiB, or of one operation, needs at 8 KiB a second. Default 15 s.
+        /// at most 1 MiB, or of one operation, needs at 8 KiB a second. Default 15 s. A member that
+        /// has the client wait for its turn, for it pushes more than it may, says so and is waited
+        /// for, ten minutes at the most.
+        ///
+        /// A member that serves says so every 5 s by default, so one that hangs, its sockets open,
+        /// costs 15 s, or this if it is longer.
     }
 
     /// Begins to push.
@@ -119,9 +122,8 @@ impl Push {
         };
         Pusher {
             ready: VecDeque::new(),
-            answers,
+            answers: Given::new(answers, tokio::spawn(task.run())),
             handle: PushHandle { watch, members },
-            task: tokio::spawn(task.run()),
         }
     }
 }
@@ -170,16 +172,16 @@ pub struct Pushed {
 }
 
 /// A push that runs: the stream of what became of each operation, in the order they were given. It
-/// ends when all of them are answered; dropping it ends the push.
+/// ends when all of them are answered; dropping it ends the push. If the stream of operations
+/// panics, so does reading here.
 ///
 /// Operations are taken from their stream as room permits: at most four batches of 1 MiB, or of one
 /// operation, are under way, and answers that nobody reads hold it back.
 #[derive(Debug)]
 pub struct Pusher {
     ready: VecDeque<Pushed>,
-    answers: mpsc::Receiver<Vec<Pushed>>,
+    answers: Given<Vec<Pushed>>,
     handle: PushHandle,
-    task: JoinHandle<()>,
 }
 
 impl Pusher {
@@ -201,7 +203,7 @@ impl Stream for Pusher {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Pushed>> {
         while self.ready.is_empty() {
-            match ready!(self.answers.poll_recv(cx)) {
+            match ready!(self.answers.poll_next(cx)) {
                 None => return Poll::Ready(None),
                 Some(answers) => self.ready = answers.into(),
             }
@@ -212,7 +214,7 @@ impl Stream for Pusher {
 
 impl Drop for Pusher {
     fn drop(&mut self) {
-        self.task.abort();
+        self.answers.abort();
     }
 }
 

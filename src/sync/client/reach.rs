@@ -156,7 +156,7 @@ impl Road {
     /// Whose turn it is; waits while nobody is known.
     pub(super) async fn next(&self) -> MemberAddr {
         loop {
-            match self.members.with(|it| it.current().cloned()) {
+            match self.members.with(|it| it.turn().cloned()) {
                 Some(member) => return member,
                 None => self.members.pause(self.pause_max).await,
             }

@@ -13,6 +13,8 @@ use crate::sync::{LogTicket, MemberAddr};
 pub(crate) struct Rotation {
     members: Vec<MemberAddr>,
     at: usize,
+    /// Whether nobody is asked at the moment.
+    resting: bool,
     /// Failures in a row, without progress.
     failures: u32,
     pause_min: Duration,
@@ -24,6 +26,7 @@ impl Rotation {
         Self {
             members,
             at: 0,
+            resting: true,
             failures: 0,
             pause_min,
             pause_max,
@@ -35,9 +38,11 @@ impl Rotation {
         self.at = at % self.members.len().max(1);
     }
 
-    /// Whom to ask; `None` if nobody is known.
-    pub(crate) fn current(&self) -> Option<&MemberAddr> {
-        self.members.get(self.at)
+    /// Whom to ask now; `None` if nobody is known. That one is asked until it fails.
+    pub(crate) fn turn(&mut self) -> Option<&MemberAddr> {
+        let member = self.members.get(self.at);
+        self.resting = member.is_none();
+        member
     }
 
     /// The current member has given something.
@@ -48,6 +53,7 @@ impl Rotation {
     /// The current member has failed: the next one's turn, after this pause. `jitter` is random, 0
     /// to 1: between half the pause and all of it.
     pub(crate) fn failed(&mut self, jitter: f64) -> Duration {
+        self.resting = true;
         let count = self.members.len().max(1);
         self.at = (self.at + 1) % count;
         self.failures = self.failures.saturating_add(1);
@@ -68,7 +74,7 @@ impl Rotation {
         if let Some(known) = found {
             known.merge(addr);
         } else if self.members.len() < LogTicket::MEMBERS_MAX {
-            let next = (self.at + usize::from(self.failures == 0)).min(self.members.len());
+            let next = (self.at + usize::from(!self.resting)).min(self.members.len());
             self.members.insert(next, addr);
         }
     }
@@ -94,10 +100,10 @@ mod tests {
         let pauses: Vec<u64> = (0..18).map(|_| it.failed(1.0).as_secs()).collect();
         let rounds = [0, 0, 1, 0, 0, 2, 0, 0, 4, 0, 0, 8, 0, 0, 8, 0, 0, 8];
         assert_eq!(pauses, rounds);
-        assert_eq!(it.current(), Some(&member(0)));
+        assert_eq!(it.turn(), Some(&member(0)));
         it.progressed();
         assert_eq!(it.failed(1.0), Duration::ZERO);
-        assert_eq!(it.current(), Some(&member(1)));
+        assert_eq!(it.turn(), Some(&member(1)));
     }
 
     #[test]
@@ -109,10 +115,17 @@ mod tests {
     #[test]
     fn a_new_member_is_asked_next_and_a_known_one_gains_an_address() {
         let mut it = rotation(2);
+        assert_eq!(it.turn(), Some(&member(0)));
         it.failed(1.0);
+        assert_eq!(it.turn(), Some(&member(1)));
         it.failed(1.0);
         it.add(member(9));
-        assert_eq!(it.current(), Some(&member(9)), "while nobody answers");
+        assert_eq!(it.turn(), Some(&member(9)), "in the pause");
+        it.add(member(8));
+        assert_eq!(it.turn(), Some(&member(9)), "it is being dialled");
+        it.failed(1.0);
+        assert_eq!(it.turn(), Some(&member(8)), "and then the newest one");
+        it.members.retain(|it| *it != member(8));
         let addr = member(0)
             .with("quic", "192.0.2.1:1")
             .with("http", "http://a");
@@ -128,9 +141,9 @@ mod tests {
     #[test]
     fn nobody_is_no_panic() {
         let mut it = rotation(0);
-        assert_eq!(it.current(), None);
+        assert_eq!(it.turn(), None);
         assert_eq!(it.failed(1.0), Duration::from_secs(1));
         it.add(member(1));
-        assert_eq!(it.current(), Some(&member(1)));
+        assert_eq!(it.turn(), Some(&member(1)));
     }
 }

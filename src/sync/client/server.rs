@@ -3,6 +3,7 @@
 //! ```text
 //! Pull   read index -> Heads -> Run ... -> CaughtUp -> follow: on each commit  Run ... -> CaughtUp
 //! Push   read index -> Batch -> committed by a quorum -> Committed -> Batch ... -> End
+//!        meanwhile, every few seconds: Wait
 //! ```
 //!
 //! One page of a log is in memory while the one before it is being written; the stream's own window
@@ -18,6 +19,7 @@ use tokio::{
     time::timeout,
 };
 
+pub(crate) use self::push::PUSHED_MIN;
 use super::{
     frames::{FRAME_MAX, Frame, LOGS_MAX, Opening, STRANGER_FRAME_MAX},
     outcome::Denied,
@@ -41,11 +43,14 @@ pub struct ServeLimits {
     pub stalled_after: Duration,
     /// How long a pushing client may send nothing. Default 60 s.
     pub silent_after: Duration,
-    /// How often a follower is told that there is no news. Default 5 s.
+    /// How often a follower is told that there is no news, and who pushes that it is being served.
+    /// Default 5 s; at least 1 s and at most 10 s, whatever is given: who hears it more often takes
+    /// it for an attack, and who hears nothing for 15 s asks another member.
     pub heartbeat: Duration,
     /// The most logs that a request may name, at most 65,536. Default 65,536.
     pub logs_max: usize,
-    /// Operations a second that one session may push; more wait. Default 100,000.
+    /// Operations a second that one session may push; more wait. Default 100,000; at least 8,
+    /// whatever is given: a client waits for its turn for ten minutes at the most.
     pub pushed_per_second: u32,
 }
 
@@ -62,6 +67,16 @@ impl Default for ServeLimits {
         }
     }
 }
+
+impl ServeLimits {
+    fn heartbeat(&self) -> Duration {
+        self.heartbeat.clamp(HEARTBEAT_MIN, HEARTBEAT_MAX)
+    }
+}
+
+/// Within these, clients put up with it.
+const HEARTBEAT_MIN: Duration = Duration::from_secs(1);
+const HEARTBEAT_MAX: Duration = Duration::from_secs(10);
 
 /// What a client wants with a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

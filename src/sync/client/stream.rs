@@ -129,6 +129,11 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         }
     }
 
+    /// How many bytes of a frame that has not come whole are here.
+    pub(crate) fn held(&self) -> usize {
+        self.cut.held() + self.buffer.len()
+    }
+
     /// Takes in what comes while no frame is wanted, so that it is seen when the stream breaks, and
     /// is ready then alone. Holds up to so many bytes for later; what is beyond stays where it is.
     /// Cancel-safe.

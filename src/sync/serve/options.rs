@@ -5,7 +5,11 @@ use std::{net::SocketAddr, time::Duration};
 use crate::{
     identity::PeerAddr,
     net::RelayChoice,
-    sync::{Mount, client::Transports, member_addr::QUIC},
+    sync::{
+        Mount,
+        client::{FRAME_MAX, OWED_MAX, PUSHED_MIN, Transports},
+        member_addr::QUIC,
+    },
 };
 
 /// Milliseconds of a day.
@@ -14,6 +18,16 @@ const DAY_MS: u128 = 24 * 60 * 60 * 1_000;
 const SESSIONS_MAX: u128 = 65_536;
 /// Peers that settings may name.
 const PEERS_MAX: u128 = 1_024;
+
+/// The fewest operations a second, and bytes. What our own client has to wait after one message of
+/// its own is then less than [`OWED_MAX`], the longest that it waits.
+const OPERATIONS_MIN: u128 = PUSHED_MIN as u128;
+const BYTES_MIN: u128 = 16 * 1024;
+
+const _: () = assert!(
+    FRAME_MAX as u128 / BYTES_MIN < OWED_MAX.as_secs() as u128,
+    "an honest client is answered in time"
+);
 
 /// Protocols that a door may have.
 const PROTOCOLS_MAX: u128 = 16;
@@ -78,14 +92,16 @@ pub struct SyncOptions {
     pub inbound_bytes_in_all_max: usize,
     /// Operations a second that are taken in of one peer; a second's worth is saved up. What a
     /// p2panda node sends beyond is discarded, and asked for again; our own client waits, after
-    /// each batch and in its next session. Default: 20,000; at least 1.
+    /// each batch and in its next session, for ten minutes at the most before it asks another
+    /// member. Default: 20,000; at least 8.
     pub operations_per_second_of_peer_max: u32,
     /// Bytes a second that are taken in of one peer, of headers and bodies, likewise. Default:
-    /// 64 MiB; at least 1,024.
+    /// 64 MiB; at least 16 KiB.
     pub bytes_per_second_of_peer_max: u64,
-    /// Operations a second that are taken in of all peers together. Default: 100,000; at least 1.
+    /// Operations a second that are taken in of all peers together. Default: 100,000; at least 8.
     pub operations_per_second_max: u32,
-    /// Bytes a second that are taken in of all peers together. Default: 256 MiB; at least 1,024.
+    /// Bytes a second that are taken in of all peers together. Default: 256 MiB; at least
+    /// 16 KiB.
     pub bytes_per_second_max: u64,
 }
 
@@ -170,25 +186,25 @@ impl SyncOptions {
             (
                 "operations_per_second_of_peer_max",
                 self.operations_per_second_of_peer_max.into(),
-                1,
+                OPERATIONS_MIN,
                 large,
             ),
             (
                 "bytes_per_second_of_peer_max",
                 self.bytes_per_second_of_peer_max.into(),
-                1_024,
+                BYTES_MIN,
                 large,
             ),
             (
                 "operations_per_second_max",
                 self.operations_per_second_max.into(),
-                1,
+                OPERATIONS_MIN,
                 large,
             ),
             (
                 "bytes_per_second_max",
                 self.bytes_per_second_max.into(),
-                1_024,
+                BYTES_MIN,
                 large,
             ),
             (
@@ -232,11 +248,11 @@ mod tests {
                 ..SyncOptions::default()
             },
             SyncOptions {
-                operations_per_second_of_peer_max: 0,
+                operations_per_second_of_peer_max: 7,
                 ..SyncOptions::default()
             },
             SyncOptions {
-                bytes_per_second_max: 1_023,
+                bytes_per_second_max: 16_383,
                 ..SyncOptions::default()
             },
         ];
@@ -244,7 +260,7 @@ mod tests {
         assert_eq!(words[0], "ask_again, in ms, is 999: give 1000 to 86400000");
         assert!(words[1].starts_with("sessions_max is 0"), "{words:?}");
         assert!(words[2].starts_with("sessions_of_peer_max is 0"));
-        assert!(words[3].starts_with("operations_per_second_of_peer_max is 0"));
-        assert!(words[4].starts_with("bytes_per_second_max is 1023"));
+        assert!(words[3].starts_with("operations_per_second_of_peer_max is 7: give 8"));
+        assert!(words[4].starts_with("bytes_per_second_max is 16383: give 16384"));
     }
 }

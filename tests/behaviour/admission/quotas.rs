@@ -148,7 +148,7 @@ async fn settings_that_make_no_sense_are_refused_by_name() {
     let refused = serving.member.node.serve_sync(&serving.logs, bad).await;
     let why = refused.expect_err("it makes no sense").to_string();
     assert!(
-        why.contains("bytes_per_second_of_peer_max is 7: give 1024 to"),
+        why.contains("bytes_per_second_of_peer_max is 7: give 16384 to"),
         "{why}"
     );
     shutdown(members).await;

@@ -1,12 +1,16 @@
 //! Pushing to members: committed once, whoever is lost on the way.
 
-use std::time::Duration;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::{StreamExt, stream};
 use quorate::{
     log_store::{Operation, OperationId},
-    sync::{Push, PushOutcome, PushRule, Pushed, Pusher},
+    sync::{Push, PushOutcome, PushRule, Pushed, Pusher, ServeLimits},
 };
+use tokio::sync::Notify;
 
 use super::ground::{Ground, Writer, soon, topic};
 
@@ -116,5 +120,39 @@ async fn what_a_killed_member_did_not_answer_is_sent_to_the_next_and_committed_o
         .expect("a quorum");
     assert_eq!(heights[&all[0].author()][&topic().log_id()], 11_999);
     assert!(handle.status().resent > 0);
+    ground.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_has_a_client_wait_for_its_turn_is_not_given_up() {
+    let ground = Ground::open(1).await;
+    // The fewest that it may be, and so often that the client would not put up with it.
+    *ground.ways.limits.lock().expect("no panic") = ServeLimits {
+        pushed_per_second: 1,
+        heartbeat: Duration::from_millis(1),
+        ..ServeLimits::default()
+    };
+    let mut all = Writer::new(1).many(41);
+    let last = all.pop();
+    let gate = Arc::new(Notify::new());
+    let opened = Arc::clone(&gate);
+    let then = stream::once(async move {
+        opened.notified().await;
+        last.expect("41 were written")
+    });
+    let push = Push::new(&ground.ticket(), topic()).over(ground.ways.clone());
+    let push = push.silent_after(Duration::from_secs(2));
+    let mut pusher = push.start(Box::pin(stream::iter(all).chain(then)));
+    for _ in 0..40 {
+        soon("an answer", pusher.next()).await.expect("it goes on");
+    }
+    // What was pushed is waited for: five seconds for what is next.
+    let begun = Instant::now();
+    gate.notify_one();
+    let answered = soon("the last answer", pusher.next()).await;
+    assert!(answered.is_some());
+    let status = pusher.status();
+    assert_eq!((status.failures, status.resent), (0, 0), "{status:?}");
+    assert!(begun.elapsed() > Duration::from_secs(4), "it had to wait");
     ground.close().await;
 }

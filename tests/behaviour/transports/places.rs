@@ -75,7 +75,7 @@ async fn a_client_that_is_gone_while_it_has_to_wait_leaves_its_place(kind: Kind)
         ..LogServerOptions::default()
     };
     let server = carrier.serve_with(&ground.logs[0], options).await;
-    // Three batches: after the first it is to wait for an hour.
+    // Three batches: after the first it is to wait for minutes.
     let all = Writer::new(1).many(9_000);
     let mut pusher = carrier.push(&[server.addr()]).start(stream::iter(all));
     let first = soon("an answer", pusher.next()).await;

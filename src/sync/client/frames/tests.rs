@@ -106,6 +106,7 @@ fn golden_of_servers() -> Vec<(Frame, &'static str)> {
             },
             "08 03 056c61746572",
         ),
+        (Frame::Wait { ms: 300 }, "09 ac02"),
     ]
 }
 
@@ -155,7 +156,8 @@ fn no_claim_is_believed() {
         ("07 00 01 00 ffffffffffffffffff01 01", "impossible"),
         ("07 00 01 00 00 00", "impossible"),
         ("07 00 01 03 00 01", "unknown outcome"),
-        ("09", "unknown message"),
+        ("0a", "unknown message"),
+        ("09", "ends too early"),
         ("0300", "behind the end"),
         ("", "ends too early"),
         ("01 07*32 02", "neither yes nor no"),
@@ -254,7 +256,7 @@ proptest! {
 
     #[test]
     fn a_changed_message_never_panics(
-        which in 0..9usize,
+        which in 0..10usize,
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
     ) {
         let mut bytes = golden()[which].0.encode()[4..].to_vec();

@@ -63,9 +63,10 @@ const HEADERS_MAX: usize = 64;
 /// [`ServeLimits::stalled_after`](super::ServeLimits::stalled_after) is longer.
 ///
 /// A [`LogServer`](super::LogServer) listens with it beside QUIC when it is among its
-/// [`Transports`](super::Transports), and its tickets name the URLs; the door of a member
-/// ([`Node::serve_sync`](crate::Node::serve_sync)) does not yet. A client uses it without being
-/// told, where a ticket names one.
+/// [`Transports`](super::Transports), and so does the door of a member
+/// ([`Node::serve_sync`](crate::Node::serve_sync)) when it is among those of
+/// [`SyncOptions::transports`](crate::sync::SyncOptions::transports); their tickets name the URLs.
+/// A client uses it without being told, where a ticket names one.
 ///
 /// ```
 /// use quorate::sync::{Http, Transports};

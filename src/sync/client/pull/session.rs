@@ -1,13 +1,15 @@
 //! One session of a pull with one member.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::{mpsc, watch},
     task::JoinHandle,
-    time::Instant,
 };
 
 use super::{
@@ -16,6 +18,7 @@ use super::{
         dial::{Dialled, MemberFault},
         frames::{FRAME_MAX, Frame, Heads, LOGS_MAX, PullRequest, Run},
         have::Have,
+        quiet::Quiet,
         reach::Members,
         status::PullStatus,
         stream::{self, FrameReader, at_slowest},
@@ -26,10 +29,6 @@ use crate::{
     identity::PeerId,
     log_store::{Line, Operation, Topic},
 };
-
-/// How often a member may say that there is no news: so often at once, and so often a second.
-const EMPTY_NEWS_BURST: f64 = 16.0;
-const EMPTY_NEWS_PER_SECOND: f64 = 2.0;
 
 /// What stays between sessions.
 ///
@@ -65,7 +64,7 @@ impl Session {
         };
         let line = self.ask(member, &mut stream, &mut write).await?;
         let mut checking: Option<Checking> = None;
-        let mut quiet = Quiet::new();
+        let mut quiet = Quiet::new(Instant::now());
         loop {
             // The next run comes in while the one before is checked.
             let frame = tokio::select! {
@@ -92,7 +91,9 @@ impl Session {
                     checking = Some(self.check(run, line));
                 }
                 Frame::CaughtUp(_) => {
-                    quiet.kept()?;
+                    if !quiet.kept(Instant::now()) {
+                        return Err(MemberFault::too_often());
+                    }
                     let number = self.status.borrow().sessions;
                     let given = self.give.send(Delivery::CaughtUp(number)).await;
                     if given.is_err() || !self.follow {
@@ -245,42 +246,5 @@ impl<R: AsyncRead + Unpin> Incoming<R> {
     async fn next(&mut self, silent_after: Duration) -> Result<Bytes, MemberFault> {
         let frame = self.reader.next_within(silent_after).await?;
         frame.ok_or_else(|| MemberFault::lost("the stream ended"))
-    }
-}
-
-/// Messages without news are taken so often and no more: each costs something here.
-struct Quiet {
-    allowance: f64,
-    at: Instant,
-    fresh: bool,
-}
-
-impl Quiet {
-    fn new() -> Self {
-        Self {
-            allowance: EMPTY_NEWS_BURST,
-            at: Instant::now(),
-            fresh: true,
-        }
-    }
-
-    fn broken(&mut self) {
-        self.fresh = true;
-    }
-
-    fn kept(&mut self) -> Result<(), MemberFault> {
-        if std::mem::take(&mut self.fresh) {
-            return Ok(());
-        }
-        let now = Instant::now();
-        let earned = (now - self.at).as_secs_f64() * EMPTY_NEWS_PER_SECOND;
-        self.allowance = (self.allowance + earned).min(EMPTY_NEWS_BURST) - 1.0;
-        self.at = now;
-        match self.allowance < 0.0 {
-            true => Err(MemberFault::protocol(
-                "says too often that there is no news",
-            )),
-            false => Ok(()),
-        }
     }
 }

@@ -1,7 +1,12 @@
 //! One session of a push with one member, and what outlives it: the batches without an answer.
 
 use std::{
-    collections::VecDeque, future::poll_fn, pin::Pin, sync::Arc, task::Poll, time::Duration,
+    collections::VecDeque,
+    future::poll_fn,
+    pin::Pin,
+    sync::Arc,
+    task::Poll,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -16,8 +21,9 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{
     super::{
         dial::{Dialled, MemberFault},
-        frames::{FRAME_MAX, Frame, RUN_BYTES, RUN_OPERATIONS_MAX},
+        frames::{FRAME_MAX, Frame, OWED_MAX, RUN_BYTES, RUN_OPERATIONS_MAX},
         outcome::PushOutcome,
+        quiet::Quiet,
         reach::Members,
         status::PushStatus,
         stream::{self, FrameReader, StreamFault, at_slowest},
@@ -103,21 +109,24 @@ impl Session {
             it.member = Some(member);
             it.resent += if first_time { 0 } else { again as u64 };
         });
+        let mut patience = Patience::new(self.silent_after, Instant::now());
         loop {
             if self.under_way.is_empty() && self.source.ended && waiting.is_empty() {
                 writer.last(Frame::End.encode()).await;
                 return Ok(());
             }
             let room = self.under_way.len() < BATCHES_MAX && !self.source.ended;
-            // The answer comes when the whole batch has arrived.
-            let due = self.under_way.front().map(|it| at_slowest(it.frame.len()));
-            let silent_after = self.silent_after.saturating_add(due.unwrap_or_default());
+            let due = self.under_way.front();
+            let due = due.map(|it| patience.left(it, reader.held(), Instant::now()));
             tokio::select! {
                 biased;
-                frame = reader.next_frame(silent_after), if due.is_some() => {
+                frame = reader.next_within(due.unwrap_or_default()), if due.is_some() => {
                     let frame = frame?.ok_or_else(|| MemberFault::lost("the stream ended"))?;
-                    if !self.answered(frame).await? {
-                        return Ok(());
+                    match Frame::decode(&frame).map_err(MemberFault::protocol)? {
+                        Frame::Wait { ms } => patience.told(Duration::from_millis(ms), Instant::now())?,
+                        frame => if !self.answered(frame).await? {
+                            return Ok(());
+                        }
                     }
                 }
                 sent = writer.room(), if !waiting.is_empty() => {
@@ -173,6 +182,61 @@ impl Session {
         });
         self.members.with(|it| it.progressed());
         Ok(true)
+    }
+}
+
+/// How long a member may take to answer.
+///
+/// One that serves says so every few seconds. So one that hangs is left soon, and one that is slow
+/// only if it is slower than it may be.
+struct Patience {
+    silent_after: Duration,
+    /// The batch that is to be answered, and since when.
+    front: Option<(u64, Instant)>,
+    /// When its turn comes, by what the member has said.
+    turn: Instant,
+    quiet: Quiet,
+}
+
+/// A member that says nothing for so long hangs: three times what it may be silent for by default.
+const HANGS_AFTER: Duration = Duration::from_secs(15);
+
+impl Patience {
+    fn new(silent_after: Duration, now: Instant) -> Self {
+        Self {
+            silent_after,
+            front: None,
+            turn: now,
+            quiet: Quiet::new(now),
+        }
+    }
+
+    /// The member has said that it serves us, and that our turn comes after so long.
+    fn told(&mut self, owed: Duration, now: Instant) -> Result<(), MemberFault> {
+        // That it serves us alone is no reason to wait for longer.
+        if !owed.is_zero() {
+            self.turn = now + owed.min(OWED_MAX);
+        }
+        match self.quiet.spent(now) {
+            true => Ok(()),
+            false => Err(MemberFault::too_often()),
+        }
+    }
+
+    /// How long nothing may come, if the answer to this batch is due, of which so many bytes are
+    /// here.
+    fn left(&mut self, batch: &Batch, here: usize, now: Instant) -> Duration {
+        let since = match self.front {
+            Some((of, since)) if of == batch.number => since,
+            _ => now,
+        };
+        self.front = Some((batch.number, since));
+        // The answer comes when the whole batch has arrived, and the turn of it.
+        let turn = self.turn.clamp(since, since + OWED_MAX) - since;
+        let moves = at_slowest(batch.frame.len()).saturating_add(at_slowest(here));
+        let in_all = self.silent_after.saturating_add(moves).saturating_add(turn);
+        let hangs = self.silent_after.max(HANGS_AFTER);
+        in_all.saturating_sub(now - since).min(hangs)
     }
 }
 
@@ -263,5 +327,59 @@ impl Writer {
             let _ = task.await;
         };
         let _ = timeout(FAREWELL, bye).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ASKED: Duration = Duration::from_secs(15);
+
+    fn batch(number: u64, length: usize) -> Batch {
+        Batch {
+            number,
+            frame: vec![0; length].into(),
+            operations: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_member_that_hangs_is_left_soon_and_one_that_serves_gets_the_time_that_a_batch_needs() {
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let mut patience = Patience::new(ASKED, start);
+        let full = batch(7, RUN_BYTES);
+        for seconds in (0..128).step_by(5) {
+            // Nothing is heard for 15 s, however much is on its way.
+            assert_eq!(patience.left(&full, 0, after(seconds)), ASKED);
+            let told = patience.told(Duration::ZERO, after(seconds));
+            assert!(told.is_ok(), "it serves");
+        }
+        let left = patience.left(&full, 0, after(142));
+        assert_eq!(left, Duration::from_secs(1), "15 s, and 128 s for 1 MiB");
+        let left = patience.left(&full, 64 * 1024, after(142));
+        assert_eq!(left, Duration::from_secs(9), "an answer is coming in");
+        let next = patience.left(&batch(8, 0), 0, after(142));
+        assert_eq!(next, ASKED, "of the next one");
+    }
+
+    #[test]
+    fn a_turn_is_waited_for_as_long_as_was_said_and_ten_minutes_at_the_most() {
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let mut patience = Patience::new(ASKED, start);
+        let one = batch(0, 0);
+        patience.left(&one, 0, start);
+        assert!(patience.told(Duration::from_secs(60), start).is_ok());
+        let left = patience.left(&one, 0, after(70));
+        assert_eq!(left, Duration::from_secs(5), "60 s and 15 s");
+        for seconds in (70..700).step_by(5) {
+            assert!(patience.told(Duration::MAX, after(seconds)).is_ok());
+        }
+        let left = patience.left(&one, 0, after(614));
+        assert_eq!(left, Duration::from_secs(1), "not for ever");
+        let often = (0..2_000).find(|_| patience.told(Duration::ZERO, after(700)).is_err());
+        assert!(often.is_some(), "nor without end at once");
     }
 }

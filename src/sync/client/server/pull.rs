@@ -52,6 +52,7 @@ where
     let mut sender = Sender {
         logs,
         sent: known.collect(),
+        seen: None,
         limits,
     };
     let (news, heads) = sender.plan(heights, line).await?;
@@ -61,20 +62,23 @@ where
         return Ok(());
     }
     // Other topics are written all the time: only what is sent puts it off.
-    let mut due = Instant::now() + limits.heartbeat;
+    let heartbeat = limits.heartbeat();
+    let mut due = Instant::now() + heartbeat;
     loop {
         tokio::select! {
             more = committed.changed() => {
                 more.map_err(|_| ServeError::denied(Denied::Stopping))?;
-                let news = sender.news(topic, line).await?;
+                let news = sender.news(topic, line, Look::Glance).await?;
                 if !news.is_empty() {
                     sender.send(write, news, &mut quorate).await?;
-                    due = Instant::now() + limits.heartbeat;
+                    due = Instant::now() + heartbeat;
                 }
             }
             () = sleep_until(due) => {
-                send(write, &Frame::CaughtUp(Vec::new()).encode(), limits).await?;
-                due = Instant::now() + limits.heartbeat;
+                // Without news it is the heartbeat.
+                let news = sender.news(topic, line, Look::All).await?;
+                sender.send(write, news, &mut quorate).await?;
+                due = Instant::now() + heartbeat;
             }
             quorate = quorate.changed() => {
                 if !quorate {
@@ -96,6 +100,15 @@ pub(super) async fn line(logs: &Logs, topic: Topic) -> Result<Line, ServeError> 
     line.ok_or_else(|| ServeError::denied(Denied::UnknownTopic))
 }
 
+/// How to look for news.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// At one record first: entries are applied all the time, and few of them are for this topic.
+    Glance,
+    /// At the heads of all logs: those that were put into the topic again are seen by nothing else.
+    All,
+}
+
 /// A range of a log: after the first number, if any, through the second.
 #[derive(Clone, Copy)]
 struct Range {
@@ -108,6 +121,8 @@ struct Range {
 struct Sender<'a> {
     logs: Logs,
     sent: Sent,
+    /// How many operations the topic had when its heads were looked at last.
+    seen: Option<u64>,
     limits: &'a ServeLimits,
 }
 
@@ -148,10 +163,23 @@ impl Sender<'_> {
     }
 
     /// What has come since.
-    async fn news(&self, topic: Topic, line: Line) -> Result<VecDeque<Range>, ServeError> {
-        if self::line(&self.logs, topic).await? != line {
+    async fn news(
+        &mut self,
+        topic: Topic,
+        line: Line,
+        look: Look,
+    ) -> Result<VecDeque<Range>, ServeError> {
+        let record = self.logs.glance(topic);
+        let record = record.map_err(|it| ServeError::Logs(it.into()))?;
+        let (now, length) = record.ok_or_else(|| ServeError::denied(Denied::UnknownTopic))?;
+        if now != line {
             return Err(ServeError::denied(Denied::OtherLine));
         }
+        if look == Look::Glance && self.seen == Some(length) {
+            return Ok(VecDeque::new());
+        }
+        // What is appended behind that look is seen in the next one.
+        self.seen = Some(length);
         let logs = self.logs.clone();
         let heights = tokio::task::spawn_blocking(move || logs.heights_local(topic)).await;
         let heights = heights
@@ -274,4 +302,61 @@ fn lacking(heights: &Heights, sent: &Sent) -> VecDeque<Range> {
         })
     });
     lacking.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        GroupKey, Node,
+        log_store::{LogStore, mint::Writer},
+    };
+
+    #[tokio::test]
+    async fn the_heads_are_looked_at_when_something_was_appended_or_it_is_time() {
+        let node = Node::in_memory().bind_loopback().open().await;
+        let node = node.expect("loopback can be bound");
+        let group = node.create(GroupKey::generate(), LogStore::new()).await;
+        let logs = group.expect("it is founded").logs();
+        let (topic, line) = (Topic::named("cats"), Line::V07);
+        logs.open_topic(topic, line).await.expect("it opens");
+        let limits = ServeLimits::default();
+        let mut sender = Sender {
+            logs: logs.clone(),
+            sent: Sent::new(),
+            seen: None,
+            limits: &limits,
+        };
+        let mut writer = Writer::new(1, topic, line);
+        let first = writer.next("a");
+        let (author, log) = (first.author(), first.log_id());
+        logs.append(topic, first).await.expect("a quorum is there");
+        let count = async |sender: &mut Sender<'_>, look| {
+            let news = sender.news(topic, line, look).await;
+            news.map(|it| it.len())
+        };
+        assert_eq!(count(&mut sender, Look::Glance).await.ok(), Some(1));
+        // Until something is appended, the topic is not read, or it would be found again.
+        assert_eq!(count(&mut sender, Look::Glance).await.ok(), Some(0));
+        assert_eq!(count(&mut sender, Look::All).await.ok(), Some(1));
+        logs.append(topic, writer.next("b"))
+            .await
+            .expect("a quorum is there");
+        assert_eq!(count(&mut sender, Look::Glance).await.ok(), Some(1));
+
+        logs.dissociate(topic, author).await.expect("it goes");
+        assert_eq!(count(&mut sender, Look::All).await.ok(), Some(0));
+        logs.associate(topic, author, log).await.expect("it comes");
+        assert_eq!(count(&mut sender, Look::Glance).await.ok(), Some(0));
+        assert_eq!(count(&mut sender, Look::All).await.ok(), Some(1));
+
+        logs.close_topic(topic).await.expect("it closes");
+        let closed = count(&mut sender, Look::Glance).await;
+        let unknown = Denied::UnknownTopic;
+        assert!(
+            matches!(closed, Err(ServeError::Denied { why, .. }) if why == unknown),
+            "{closed:?}"
+        );
+        node.shutdown().await;
+    }
 }

@@ -9,7 +9,7 @@ use tokio::{
 
 use super::{
     super::{
-        frames::{FRAME_MAX, Frame},
+        frames::{FRAME_MAX, Frame, OWED_MAX, RUN_OPERATIONS_MAX},
         outcome::{Denied, PushOutcome},
         stream::FrameReader,
     },
@@ -19,6 +19,14 @@ use crate::log_store::{Line, LogError, Logs, Operation, Outcome, RawOperation, R
 
 /// How often a batch whose fate is unknown is handed in again: nothing is appended twice.
 const TRIES: u32 = 5;
+/// The fewest operations a second that a session may push. After a full batch it then waits for
+/// less than [`OWED_MAX`], the longest that a client waits for its turn.
+pub(crate) const PUSHED_MIN: u32 = 8;
+
+const _: () = assert!(
+    RUN_OPERATIONS_MAX as u64 / (PUSHED_MIN as u64) < OWED_MAX.as_secs(),
+    "an honest client is answered in time"
+);
 
 pub(super) async fn serve<R, W>(
     reader: &mut FrameReader<R>,
@@ -42,18 +50,25 @@ where
     // What was pushed in other sessions is waited for here.
     let owed = meter.map_or(Duration::ZERO, |it| it(0, 0));
     let mut ready_at = Instant::now() + owed;
+    let mut answers = Answers::new(write, limits);
     loop {
         // A client that pushes faster than it may waits in its own window, but for one frame. One
         // that is gone meanwhile holds no place.
-        tokio::select! {
-            () = sleep_until(ready_at) => {}
-            why = reader.broken(FRAME_MAX) => return Err(why.into()),
-            () = lost(&mut quorate) => return Err(ServeError::denied(Denied::NoQuorum)),
-        }
-        let frame = tokio::select! {
-            frame = reader.next_frame(limits.silent_after) => frame?,
-            () = lost(&mut quorate) => return Err(ServeError::denied(Denied::NoQuorum)),
+        let resting = async {
+            tokio::select! {
+                () = sleep_until(ready_at) => Ok(()),
+                why = reader.broken(FRAME_MAX) => Err(why.into()),
+                () = lost(&mut quorate) => Err(ServeError::denied(Denied::NoQuorum)),
+            }
         };
+        answers.waiting(Some(ready_at), resting).await??;
+        let reading = async {
+            tokio::select! {
+                frame = reader.next_frame(limits.silent_after) => Ok(frame?),
+                () = lost(&mut quorate) => Err(ServeError::denied(Denied::NoQuorum)),
+            }
+        };
+        let frame = answers.waiting(None, reading).await??;
         let (number, operations) = match frame {
             None | Some(Frame::End) => return Ok(()),
             Some(Frame::Batch { number, operations }) => (number, operations),
@@ -69,9 +84,59 @@ where
         if let Some(meter) = meter {
             ready_at = ready_at.max(Instant::now() + meter(operations.len(), bytes(&operations)));
         }
-        let outcomes = take(&logs, topic, line, operations).await?;
-        let answer = Frame::Committed { number, outcomes }.encode();
-        send(write, &answer, limits).await?;
+        let taking = take(&logs, topic, line, operations);
+        let outcomes = answers.waiting(None, taking).await??;
+        answers.send(&Frame::Committed { number, outcomes }).await?;
+    }
+}
+
+/// From how long a rest on the client is told of it at once.
+const REST_TOLD: Duration = Duration::from_secs(1);
+
+/// What the client hears: answers, and every so often that it is being served. So it need not take
+/// a member that takes its time for one that hangs.
+struct Answers<'a, W> {
+    write: &'a mut W,
+    limits: &'a ServeLimits,
+    due: Instant,
+}
+
+impl<'a, W: AsyncWrite + Unpin> Answers<'a, W> {
+    fn new(write: &'a mut W, limits: &'a ServeLimits) -> Self {
+        let due = Instant::now() + limits.heartbeat();
+        Self { write, limits, due }
+    }
+
+    async fn send(&mut self, frame: &Frame) -> Result<(), ServeError> {
+        send(self.write, &frame.encode(), self.limits).await?;
+        self.due = Instant::now() + self.limits.heartbeat();
+        Ok(())
+    }
+
+    /// Waits for something; the client hears of it, and how long it is to wait if that is known.
+    async fn waiting<T>(
+        &mut self,
+        until: Option<Instant>,
+        what: impl Future<Output = T>,
+    ) -> Result<T, ServeError> {
+        tokio::pin!(what);
+        // A rest that is worth a word is told of at once.
+        let rest = Instant::now() + REST_TOLD;
+        if until.is_some_and(|it| it > rest) {
+            self.due = Instant::now();
+        }
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut what => return Ok(done),
+                () = sleep_until(self.due) => {
+                    let left = until.map(|it| it.saturating_duration_since(Instant::now()));
+                    let ms = left.unwrap_or_default().as_millis();
+                    let ms = u64::try_from(ms).unwrap_or(u64::MAX);
+                    self.send(&Frame::Wait { ms }).await?;
+                }
+            }
+        }
     }
 }
 
@@ -85,7 +150,7 @@ fn bytes(operations: &[RawOperation]) -> usize {
 }
 
 fn pause(operations: usize, limits: &ServeLimits) -> Duration {
-    Duration::from_secs_f64(operations as f64 / f64::from(limits.pushed_per_second.max(1)))
+    Duration::from_secs_f64(operations as f64 / f64::from(limits.pushed_per_second.max(PUSHED_MIN)))
 }
 
 /// Appends a batch: what became of each, in order, once all of it is committed or refused.

@@ -12,16 +12,18 @@ use futures_util::StreamExt;
 
 use super::{
     super::{
-        Denied, Have, MemberFault, PullStatus,
+        Denied, Dial, DialFuture, Have, MemberFault, Pull, PullStatus,
         frames::{FRAME_MAX, Frame, Heads},
     },
     member::{
-        Client, LINE, STREAM_BYTES, Stage, heads, honest, log, log_of, peer, run, soon, topic,
+        Client, LINE, STREAM_BYTES, Stage, heads, honest, log, log_of, peer, run, soon, ticket,
+        topic,
     },
 };
 use crate::{
     identity::PeerAddr,
     log_store::{Line, Operation},
+    sync::MemberAddr,
 };
 
 /// The fault of a first member that plays this, before a second one tells the truth.
@@ -300,4 +302,21 @@ async fn several_authors_come_each_in_order() {
         let of = taken.iter().filter(|it| it.author() == log[0].author());
         assert!(of.eq(&log));
     }
+}
+
+#[derive(Debug)]
+struct Panics;
+
+impl Dial for Panics {
+    fn dial<'a>(&'a self, _: &'a MemberAddr) -> DialFuture<'a> {
+        panic!("the program's own");
+    }
+}
+
+#[tokio::test]
+async fn a_panic_in_the_programs_own_way_is_no_end() {
+    let pull = Pull::new(&ticket(1), topic(), Have::new()).over(Arc::new(Panics));
+    let reading = tokio::spawn(pull.once().start().collect::<Vec<Operation>>());
+    let ended = soon("the end", reading).await;
+    assert!(ended.expect_err("it goes on in the reader").is_panic());
 }

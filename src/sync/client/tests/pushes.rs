@@ -144,3 +144,54 @@ async fn nothing_to_push_dials_nobody_and_ends() {
         (true, 0, 0)
     );
 }
+
+#[tokio::test]
+async fn a_panic_in_the_programs_own_operations_is_no_end() {
+    let stage = Arc::new(Stage::default());
+    stage.plays(0, |client| takes_all(client, Arc::default()));
+    let mut given = log(1).into_iter();
+    let operations = stream::poll_fn(move |_| match given.next() {
+        Some(it) => std::task::Poll::Ready(Some(it)),
+        None => panic!("the program's own"),
+    });
+    let push = Push::new(&ticket(1), topic()).over(stage);
+    let reading = tokio::spawn(push.start(operations).collect::<Vec<Pushed>>());
+    let ended = soon("the end", reading).await;
+    assert!(ended.expect_err("it goes on in the reader").is_panic());
+}
+
+/// How long it takes to push to a member that answers so much later than it says.
+async fn waits_for_its_turn(says: u64, answers: Duration) -> Result<Duration, MemberFault> {
+    let stage = Arc::new(Stage::default());
+    stage.plays(0, move |mut client| async move {
+        client.asked().await?;
+        let Frame::Batch { number, operations } = client.asked().await? else {
+            return None;
+        };
+        client.is_sent(Frame::Wait { ms: says }).await?;
+        tokio::time::sleep(answers).await;
+        let outcomes = vec![PushOutcome::Held { number: 0 }; operations.len()];
+        client
+            .is_sent(Frame::Committed { number, outcomes })
+            .await?;
+        client.leaves().await
+    });
+    stage.plays(1, |client| takes_all(client, Arc::default()));
+    let begun = std::time::Instant::now();
+    let pusher = push(&stage, 2, log(1));
+    let handle = pusher.handle();
+    soon("the answer", pusher.collect::<Vec<Pushed>>()).await;
+    match handle.status().last_error {
+        Some(error) => Err(error.fault),
+        None => Ok(begun.elapsed()),
+    }
+}
+
+#[tokio::test]
+async fn a_member_that_says_that_it_takes_longer_is_waited_for() {
+    let later = Duration::from_millis(1_500);
+    let took = waits_for_its_turn(2_000, later).await;
+    assert!(took.expect("it said so") >= later);
+    let left = waits_for_its_turn(100, later).await;
+    assert!(matches!(left, Err(MemberFault::Silent { .. })), "{left:?}");
+}
