@@ -1,5 +1,6 @@
 //! A topic in two files: `log`, to which operations are appended, and `heights`, which says how far
-//! it is valid and where each author's log ends.
+//! it is valid and where each author's log ends. A third one, `members`, is a ticket to the members
+//! that were heard of last.
 //!
 //! ```text
 //! log      record*, record = header length u32 BE ‖ body length u32 BE, all ones for none ‖ bytes
@@ -18,7 +19,7 @@ use std::{
 use anyhow::{Context, ensure};
 use quorate::{
     log_store::{Line, Operation, Topic, verify_all},
-    sync::Have,
+    sync::{Have, LogTicket},
 };
 
 const NO_BODY: u32 = u32::MAX;
@@ -95,11 +96,29 @@ impl Copy {
         self.length += bytes.len() as u64;
         self.operations += run.len() as u64;
 
-        let new = self.folder.join("heights.new");
+        self.replace("heights", &self.heights())
+    }
+
+    /// The members that were heard of when the copy was followed last.
+    pub(crate) fn members(&self) -> anyhow::Result<Option<LogTicket>> {
+        match fs::read_to_string(self.folder.join("members")) {
+            // What is damaged is heard again.
+            Ok(text) => Ok(text.parse().ok()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    pub(crate) fn keep_members(&self, ticket: &LogTicket) -> anyhow::Result<()> {
+        self.replace("members", ticket.to_string().as_bytes())
+    }
+
+    fn replace(&self, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
+        let new = self.folder.join(format!("{name}.new"));
         let mut file = File::create(&new)?;
-        file.write_all(&self.heights())?;
+        file.write_all(bytes)?;
         file.sync_data()?;
-        fs::rename(&new, self.folder.join("heights"))?;
+        fs::rename(&new, self.folder.join(name))?;
         sync_folder(&self.folder)
     }
 

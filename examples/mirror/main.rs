@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use quorate::{
     Group, GroupKey, Node,
     log_store::{AuthorKey, Draft, Line, LogStore, Logs, Operation, Topic},
-    sync::{self, LogServer, LogServerOptions, LogTicket, Puller, Quic, Transports},
+    sync::{self, LogServer, LogServerOptions, LogTicket, Pull, Puller, Quic, Transports},
 };
 
 const MINTED: u64 = 20_000;
@@ -40,19 +40,28 @@ fn open(folder: &Path, ticket: &LogTicket, topic: Topic) -> anyhow::Result<(Copy
         .context("the ticket does not name this topic")?;
     let copy = Copy::open(folder, topic, *line)?;
     println!("the copy has {} operations", copy.operations());
-    let puller = sync::pull(ticket, topic, copy.have().clone());
-    Ok((copy, puller))
+    let mut pull = Pull::new(ticket, topic, copy.have().clone());
+    if let Some(earlier) = copy.members()? {
+        pull = pull.remembering(&earlier);
+    }
+    Ok((copy, pull.start()))
 }
 
 /// Keeps what comes, until the copy has so many operations.
 async fn follow(copy: &mut Copy, puller: &mut Puller, until: u64) -> anyhow::Result<()> {
     let style = "{wide_bar} {pos}/{len}  {per_sec}  {msg}";
     let bar = ProgressBar::new(copy.operations()).with_style(ProgressStyle::with_template(style)?);
+    let mut learned = 0;
     while copy.operations() < until {
         let run = puller.next_run().await.context("the pull has ended")?;
         // On disk when this returns: only then it counts. Others run on meanwhile.
         tokio::task::block_in_place(|| copy.append(&run))?;
         let status = puller.status();
+        if status.learned != learned {
+            // The members of the ticket may be gone one day.
+            copy.keep_members(&puller.ticket())?;
+            learned = status.learned;
+        }
         bar.set_length(copy.operations() + status.behind.unwrap_or(0));
         bar.set_position(copy.operations());
         bar.set_message(match (status.member, status.last_error) {

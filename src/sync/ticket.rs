@@ -255,6 +255,26 @@ fn read<'a, M: Deserialize<'a>>(bytes: &'a [u8]) -> Result<Inside<M>, ParseLogTi
     }
 }
 
+/// What of these members a ticket has room for.
+pub(crate) fn within_limits(members: Vec<MemberAddr>) -> Vec<MemberAddr> {
+    LogTicket::new([0; 32], [], members).members
+}
+
+/// Members as a ticket of version 2 lists them.
+pub(crate) fn members_to_bytes(members: &[MemberAddr]) -> Vec<u8> {
+    let lines: Vec<ManyWaysLine> = members.iter().map(|it| (line(it), ways(it))).collect();
+    // Plain values into memory cannot fail to encode.
+    postcard::to_stdvec(&lines).unwrap_or_default()
+}
+
+/// Reads that. `None` if it is damaged, or no ticket would have them.
+pub(crate) fn members_from_bytes(bytes: &[u8]) -> Option<Vec<MemberAddr>> {
+    let (lines, rest) = postcard::take_from_bytes::<Vec<ManyWaysLine>>(bytes).ok()?;
+    let fits = rest.is_empty() && (1..=LogTicket::MEMBERS_MAX).contains(&lines.len());
+    let mut members = lines.into_iter().map(|(line, ways)| member(line, ways));
+    fits.then(|| members.by_ref().collect())?
+}
+
 /// `None` if it is over the limits, or names a way twice.
 fn member(line: MemberLine, ways: Vec<(String, String)>) -> Option<MemberAddr> {
     let many = line.addrs.len() > PeerAddr::ADDRS_MAX;

@@ -13,18 +13,24 @@
 //!  7 Committed  number, outcomes in runs                                        server
 //!  8 Refused    why, text                                                       server
 //!  9 Wait       ms until the next Batch is read, 0 if it is being taken          server
+//! 10 Members    the doors of all members, as a ticket of version 2 lists them    server
 //! ```
 //!
 //! Frozen: a changed message gets a new protocol name. What may grow, the reasons of refusals, is
 //! read leniently: a number that is not known is [`Denied::Other`] or [`PushRule::Other`].
 
+mod outcomes;
+
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use self::outcomes::{read_outcomes, read_text, write_outcomes};
 use super::{
-    super::codec::{
-        FrameFault, Frames, NAMELESS, PostcardReader, PostcardWrite, WireFault, framed,
+    super::{
+        codec::{FrameFault, Frames, NAMELESS, PostcardReader, PostcardWrite, WireFault, framed},
+        member_addr::MemberAddr,
+        ticket::{self, LogTicket},
     },
     outcome::{Denied, PushOutcome, PushRefused, PushRule},
 };
@@ -44,6 +50,8 @@ pub(crate) const RUN_BYTES: usize = 1024 * 1024;
 pub(crate) const RUN_OPERATIONS_MAX: usize = 4_096;
 /// The longest that a client waits for its turn to push, in all, once it has sent something.
 pub(crate) const OWED_MAX: Duration = Duration::from_secs(600);
+/// The longest list of members, in bytes: one that a ticket has room for is shorter.
+const MEMBERS_BYTES_MAX: usize = LogTicket::TEXT_BYTES_MAX;
 /// The longest text of a refusal, in bytes.
 pub(crate) const TEXT_MAX: usize = 512;
 
@@ -88,6 +96,8 @@ pub(crate) enum Frame {
     Wait {
         ms: u64,
     },
+    /// At least one.
+    Members(Vec<MemberAddr>),
 }
 
 /// What a client asks for.
@@ -157,6 +167,7 @@ impl Frame {
             Self::Committed { .. } => "Committed",
             Self::Refused { .. } => "Refused",
             Self::Wait { .. } => "Wait",
+            Self::Members(_) => "Members",
         }
     }
 
@@ -227,6 +238,10 @@ impl Frame {
                 to.put_u8(9);
                 to.uint(*ms);
             }
+            Self::Members(members) => {
+                to.put_u8(10);
+                PostcardWrite::bytes(to, &ticket::members_to_bytes(members));
+            }
         }
     }
 
@@ -280,6 +295,7 @@ impl Frame {
                 text: read_text(reader)?,
             },
             9 => Self::Wait { ms: reader.uint()? },
+            10 => Self::Members(read_members(reader)?),
             _ => return Err(WireFault::Malformed("an unknown message")),
         };
         reader.finish()?;
@@ -299,6 +315,7 @@ fn name_of(tag: u8) -> &'static str {
         "Committed",
         "Refused",
         "Wait",
+        "Members",
     ];
     names.get(usize::from(tag)).copied().unwrap_or(NAMELESS)
 }
@@ -474,6 +491,18 @@ fn read_operations(
     Ok(operations)
 }
 
+fn read_members(reader: &mut PostcardReader<'_>) -> Result<Vec<MemberAddr>, WireFault> {
+    let bytes = reader.bytes()?;
+    if bytes.len() > MEMBERS_BYTES_MAX {
+        return Err(WireFault::TooLarge {
+            claimed: bytes.len() as u64,
+            limit: MEMBERS_BYTES_MAX,
+        });
+    }
+    let members = ticket::members_from_bytes(bytes);
+    members.ok_or(WireFault::Malformed("no list of members"))
+}
+
 /// What a list holds, and at most how many.
 const LOGS: (&str, usize) = ("logs", LOGS_MAX);
 
@@ -505,83 +534,6 @@ fn within(what: &'static str, claimed: u64, max: usize) -> Result<(), WireFault>
         }),
         false => Ok(()),
     }
-}
-
-const APPENDED: u8 = 0;
-const HELD: u8 = 1;
-const REFUSED: u8 = 2;
-
-/// Consecutive numbers are written as one.
-fn write_outcomes(to: &mut BytesMut, outcomes: &[PushOutcome]) {
-    use PushOutcome::{Appended, Held, Refused};
-    let mut runs: Vec<(&PushOutcome, u64)> = Vec::new();
-    for outcome in outcomes {
-        match (runs.last_mut(), outcome) {
-            (Some((Appended { number: first }, count)), Appended { number })
-            | (Some((Held { number: first }, count)), Held { number })
-                if first.checked_add(*count) == Some(*number) =>
-            {
-                *count += 1;
-            }
-            _ => runs.push((outcome, 1)),
-        }
-    }
-    to.uint(runs.len() as u64);
-    for (outcome, count) in runs {
-        match outcome {
-            Appended { number } | Held { number } => {
-                let held = matches!(outcome, Held { .. });
-                to.put_u8(if held { HELD } else { APPENDED });
-                to.uint(*number);
-                to.uint(count);
-            }
-            Refused(refused) => {
-                to.put_u8(REFUSED);
-                to.put_u8(refused.rule.code());
-                PostcardWrite::bytes(to, cut(&refused.text).as_bytes());
-            }
-        }
-    }
-}
-
-fn read_outcomes(reader: &mut PostcardReader<'_>) -> Result<Vec<PushOutcome>, WireFault> {
-    let mut outcomes = Vec::new();
-    let room = |claimed: u64| within("outcomes", claimed, RUN_OPERATIONS_MAX);
-    for _ in 0..reader.uint()? {
-        let kind = reader.byte()?;
-        if kind == REFUSED {
-            room(outcomes.len() as u64 + 1)?;
-            outcomes.push(PushOutcome::Refused(PushRefused {
-                rule: PushRule::of_code(reader.byte()?),
-                text: read_text(reader)?,
-            }));
-            continue;
-        }
-        let (first, count) = (reader.uint()?, reader.uint()?);
-        room(count.saturating_add(outcomes.len() as u64))?;
-        if count == 0 || first.checked_add(count).is_none() {
-            return Err(WireFault::Malformed("an impossible run of outcomes"));
-        }
-        for number in first..first + count {
-            outcomes.push(match kind {
-                APPENDED => PushOutcome::Appended { number },
-                HELD => PushOutcome::Held { number },
-                _ => return Err(WireFault::Malformed("an unknown outcome")),
-            });
-        }
-    }
-    Ok(outcomes)
-}
-
-fn read_text(reader: &mut PostcardReader<'_>) -> Result<String, WireFault> {
-    let text = reader.text()?;
-    if text.len() > TEXT_MAX {
-        return Err(WireFault::TooLarge {
-            claimed: text.len() as u64,
-            limit: TEXT_MAX,
-        });
-    }
-    Ok(text.to_owned())
 }
 
 /// As much of a text as is sent.

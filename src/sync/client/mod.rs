@@ -56,6 +56,6 @@ pub(crate) use self::{
     frames::{FRAME_MAX, OWED_MAX},
     log_server::Listeners,
     quic::{FORMER_PORT_WAIT, alpn},
-    server::{Meter, PUSHED_MIN, serve_carried},
+    server::{AtDoor, PUSHED_MIN, serve_carried},
     settings::Settings,
 };

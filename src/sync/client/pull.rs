@@ -204,6 +204,12 @@ impl Puller {
         self.handle.status()
     }
 
+    /// As [`PullHandle::ticket`].
+    #[must_use]
+    pub fn ticket(&self) -> LogTicket {
+        self.handle.ticket()
+    }
+
     /// The operations that are there, up to some thousands of one log; waits until there is one.
     /// `None` at the end. For who keeps them together, as in one write. Cancel-safe.
     pub async fn next_run(&mut self) -> Option<Vec<Operation>> {
@@ -274,8 +280,16 @@ impl PullHandle {
         ClientWatch(self.watch.clone())
     }
 
+    /// A ticket to the members that it knows now: those that its own ticket and the program have
+    /// named, and those of which members have told since. It can be kept, and given to the next run
+    /// beside the first ticket: [`Pull::remembering`].
+    #[must_use]
+    pub fn ticket(&self) -> LogTicket {
+        self.members.ticket()
+    }
+
     /// Another way to a member, or another member, which is asked next if nobody answers. At most
-    /// [`LogTicket::MEMBERS_MAX`] members are kept.
+    /// [`LogTicket::MEMBERS_MAX`] that were named by the ticket and here are kept.
     pub fn add_address(&self, addr: impl Into<MemberAddr>) {
         self.members.add(addr.into());
     }

@@ -196,6 +196,12 @@ impl Pusher {
     pub fn status(&self) -> PushStatus {
         self.handle.status()
     }
+
+    /// As [`PushHandle::ticket`].
+    #[must_use]
+    pub fn ticket(&self) -> LogTicket {
+        self.handle.ticket()
+    }
 }
 
 impl Stream for Pusher {
@@ -238,8 +244,16 @@ impl PushHandle {
         ClientWatch(self.watch.clone())
     }
 
+    /// A ticket to the members that it knows now: those that its own ticket and the program have
+    /// named, and those of which members have told since. It can be kept, and given to the next run
+    /// beside the first ticket: [`Push::remembering`].
+    #[must_use]
+    pub fn ticket(&self) -> LogTicket {
+        self.members.ticket()
+    }
+
     /// Another way to a member, or another member, which is asked next if nobody answers. At most
-    /// [`LogTicket::MEMBERS_MAX`] members are kept.
+    /// [`LogTicket::MEMBERS_MAX`] that were named by the ticket and here are kept.
     pub fn add_address(&self, addr: impl Into<MemberAddr>) {
         self.members.add(addr.into());
     }

@@ -26,8 +26,8 @@ use crate::{
 pub(super) struct Reach {
     pub(super) topic: Topic,
     pub(super) line: Option<Line>,
-    members: Vec<MemberAddr>,
-    network: [u8; 32],
+    ticket: LogTicket,
+    remembered: Vec<MemberAddr>,
     pub(super) secret: Secret,
     pub(super) way: Way,
     pub(super) in_order: bool,
@@ -48,8 +48,8 @@ impl Reach {
         Self {
             topic,
             line: ticket.topics().get(&topic).copied(),
-            members: ticket.members().to_vec(),
-            network: ticket.network(),
+            ticket: ticket.clone(),
+            remembered: Vec::new(),
             secret: Secret::generate(),
             way: Way::Through(Transports::default()),
             in_order: false,
@@ -59,19 +59,25 @@ impl Reach {
         }
     }
 
+    pub(super) fn remember(&mut self, earlier: &LogTicket) {
+        self.remembered = earlier.members().to_vec();
+    }
+
     /// The way to the members, for who goes it from now on.
     pub(super) fn road(self) -> Road {
         let (min, max) = self.retry;
-        let mut rotation = Rotation::new(self.members, min, max);
+        let mut rotation = Rotation::new(self.ticket.members().to_vec(), min, max);
+        rotation.remember(&self.remembered);
         if !self.in_order {
             rotation.begin_at(rand::random::<u16>().into());
         }
         let identity = Identity {
-            network: self.network,
+            network: self.ticket.network(),
             secret: self.secret,
         };
         Road {
             members: Arc::new(Members {
+                ticket: self.ticket,
                 rotation: Mutex::new(rotation),
                 added: Notify::new(),
             }),
@@ -88,6 +94,14 @@ impl Reach {
 /// The settings that pulls and pushes have in common; what the silence of a member is differs.
 macro_rules! reach_settings {
     ($(#[$silent_after:meta])*) => {
+        /// Members that an earlier run has learned of, as the ticket of its handle named them. They
+        /// are asked as those of the ticket are, and forgotten when they have left the group.
+        #[must_use]
+        pub fn remembering(mut self, earlier: &LogTicket) -> Self {
+            self.reach.remember(earlier);
+            self
+        }
+
         /// Asks the ticket's members in their order. By default a random one is asked first, so
         /// that clients spread over them.
         #[must_use]
@@ -156,7 +170,7 @@ impl Road {
     /// Whose turn it is; waits while nobody is known.
     pub(super) async fn next(&self) -> MemberAddr {
         loop {
-            match self.members.with(|it| it.turn().cloned()) {
+            match self.members.with(Rotation::turn) {
                 Some(member) => return member,
                 None => self.members.pause(self.pause_max).await,
             }
@@ -189,6 +203,7 @@ impl Road {
 
 /// Members that a task goes through, and that others add to.
 pub(super) struct Members {
+    ticket: LogTicket,
     rotation: Mutex<Rotation>,
     added: Notify,
 }
@@ -197,6 +212,13 @@ impl Members {
     pub(super) fn add(&self, addr: MemberAddr) {
         self.with(|it| it.add(addr));
         self.added.notify_one();
+    }
+
+    /// A ticket as that of the client, with the members that it knows now.
+    pub(super) fn ticket(&self) -> LogTicket {
+        let topics = self.ticket.topics().clone();
+        let members = self.with(|it| it.named());
+        LogTicket::new(self.ticket.network(), topics, members)
     }
 
     pub(super) fn with<R>(&self, act: impl FnOnce(&mut Rotation) -> R) -> R {

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! Pull   read index -> Heads -> Run ... -> CaughtUp -> follow: on each commit  Run ... -> CaughtUp
+//!        after Heads, and whenever it changes: Members
 //! Push   read index -> Batch -> committed by a quorum -> Committed -> Batch ... -> End
-//!        meanwhile, every few seconds: Wait
+//!        meanwhile, every few seconds: Wait; first, and whenever it changes: Members
 //! ```
 //!
 //! One page of a log is in memory while the one before it is being written; the stream's own window
@@ -11,6 +12,7 @@
 
 mod pull;
 mod push;
+mod told;
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -19,7 +21,8 @@ use tokio::{
     time::timeout,
 };
 
-pub(crate) use self::push::PUSHED_MIN;
+use self::told::Told;
+pub(crate) use self::{push::PUSHED_MIN, told::AtDoor};
 use super::{
     frames::{FRAME_MAX, Frame, LOGS_MAX, Opening, STRANGER_FRAME_MAX},
     outcome::Denied,
@@ -106,16 +109,16 @@ where
     R: AsyncRead + Unpin + Send,
     W: AsyncWrite + Unpin + Send,
 {
-    serve_metered(stream, logs, limits, None).await
+    serve_at(stream, logs, limits, None).await
 }
 
-/// As [`serve_metered`], and until the client has what was said last. `gone` is ready once it has
-/// that, and before only if it will never be heard of again: then the session ends.
+/// As [`serve_logs`], at a door, and until the client has what was said last. `gone` is ready once
+/// it has that, and before only if it will never be heard of again: then the session ends.
 pub(crate) async fn serve_carried<R, W>(
     stream: (R, W),
     logs: &Admit,
     limits: &ServeLimits,
-    meter: Option<&Meter>,
+    door: Option<&AtDoor>,
     gone: impl Future<Output = ()> + Send,
 ) -> Result<(), ServeError>
 where
@@ -125,7 +128,7 @@ where
     tokio::pin!(gone);
     let served = tokio::select! {
         biased;
-        served = serve_metered(stream, logs, limits, meter) => served,
+        served = serve_at(stream, logs, limits, door) => served,
         () = &mut gone => return Err(ServeError::Lost {
             why: "it has closed the connection".to_owned(),
         }),
@@ -162,22 +165,18 @@ const GOODBYE: Duration = Duration::from_secs(5);
 /// What a stream may have taken that the client has not: what the windows of a transport hold.
 pub(crate) const ON_ITS_WAY: usize = 4 * 1024 * 1024;
 
-/// Told how many operations and bytes a client has pushed, says how long it is to wait with more.
-pub(crate) type Meter = Arc<dyn Fn(usize, usize) -> Duration + Send + Sync>;
-
-/// As [`serve_logs`], for a client whose pushes are counted with those of others.
-pub(crate) async fn serve_metered<R, W>(
+async fn serve_at<R, W>(
     (read, mut write): (R, W),
     logs: &Admit,
     limits: &ServeLimits,
-    meter: Option<&Meter>,
+    door: Option<&AtDoor>,
 ) -> Result<(), ServeError>
 where
     R: AsyncRead + Unpin + Send,
     W: AsyncWrite + Unpin + Send,
 {
     let mut reader = FrameReader::new(read, STRANGER_FRAME_MAX);
-    let served = session(&mut reader, &mut write, (logs, meter), limits).await;
+    let served = session(&mut reader, &mut write, (logs, door), limits).await;
     match &served {
         // Much of what was sent last may still be before it.
         Ok(()) => drop(timeout(at_slowest(ON_ITS_WAY), write.shutdown()).await),
@@ -201,7 +200,7 @@ async fn tell<W: AsyncWrite + Unpin>(write: &mut W, error: &ServeError) {
 async fn session<R, W>(
     reader: &mut FrameReader<R>,
     write: &mut W,
-    (admit, meter): (&Admit, Option<&Meter>),
+    (admit, door): (&Admit, Option<&AtDoor>),
     limits: &ServeLimits,
 ) -> Result<(), ServeError>
 where
@@ -225,12 +224,12 @@ where
                 None => admit(request.topic, Access::Pull).map_err(ServeError::denied)?,
             };
             reader.limit(FRAME_MAX);
-            pull::serve(reader, write, logs, request, limits).await
+            pull::serve(reader, write, (logs, Told::of(door)), request, limits).await
         }
         Some(Frame::Push { topic, line }) => {
             let logs = admit(topic, Access::Push).map_err(ServeError::denied)?;
             reader.limit(FRAME_MAX);
-            push::serve(reader, write, logs, (topic, line), limits, meter).await
+            push::serve(reader, write, (logs, door), (topic, line), limits).await
         }
         Some(other) => Err(ServeError::unexpected(other.name())),
     }

@@ -32,6 +32,9 @@ pub struct PullStatus {
     pub completed_at: Option<SystemTime>,
     /// Logs that cannot be continued from here, for what follows was pruned without a flag.
     pub cut_off: u64,
+    /// How often members have told of another list of members than before. Then the handle's
+    /// `ticket` is another one, to be kept.
+    pub learned: u64,
     /// Sessions begun, with whichever member.
     pub sessions: u64,
     /// Failures, all of them; after each another member was or will be asked.
@@ -55,6 +58,9 @@ pub struct PushStatus {
     pub refused: u64,
     /// Whether everything was given, sent and answered.
     pub complete: bool,
+    /// How often members have told of another list of members than before. Then the handle's
+    /// `ticket` is another one, to be kept.
+    pub learned: u64,
     /// Sessions begun, with whichever member.
     pub sessions: u64,
     /// Failures, all of them; after each another member was or will be asked.

@@ -121,13 +121,12 @@ impl Sync {
         Outsiders::of(&self.shared().logs)
     }
 
-    /// A ticket to all open topics at this member, and at every other one whose door it has heard
-    /// of.
+    /// A ticket to all open topics at this member, and at every other one of the group whose door
+    /// it has heard of. A client of ours that has used it hears of the members that come later.
     #[must_use]
     pub fn ticket(&self) -> LogTicket {
         let shared = self.shared();
-        let mut members = vec![shared.member_addr()];
-        members.extend(shared.doors.members());
+        let members = shared.all_doors();
         LogTicket::new(shared.options.network, shared.open_topics(), members)
     }
 

@@ -5,7 +5,7 @@
 //! alone says less: a member may be bonded and have no door, or none that serves.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -13,13 +13,16 @@ use std::{
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 
 use super::Shared;
 use crate::{
     identity::{PeerAddr, PeerId},
     log_store::{Expected, Line, LogError, NoteError, NoteVersion},
-    sync::{discovery::TransportInfo, member_addr::MemberAddr},
+    sync::{discovery::TransportInfo, member_addr::MemberAddr, ticket::within_limits},
 };
 
 const PREFIX: &[u8] = b"sync/door/";
@@ -62,6 +65,8 @@ pub(super) struct Doors {
     silence: Duration,
     known: Mutex<BTreeMap<PeerId, Heard>>,
     own: Mutex<Own>,
+    /// Where all doors are, as our own clients are told.
+    told: watch::Sender<Vec<MemberAddr>>,
 }
 
 /// What this member's own door has said.
@@ -76,6 +81,7 @@ impl Doors {
             silence,
             known: Mutex::default(),
             own: Mutex::default(),
+            told: watch::Sender::default(),
         }
     }
 
@@ -93,12 +99,18 @@ impl Doors {
         known.values().any(|it| it.door.addr.peer == endpoint)
     }
 
-    /// Where the doors of all members are, those heard of lately first.
-    pub(super) fn members(&self) -> Vec<MemberAddr> {
+    /// Where the doors of these nodes are, those heard of lately first.
+    fn of(&self, nodes: &BTreeSet<PeerId>) -> Vec<MemberAddr> {
         let known = self.known();
-        let mut doors: Vec<&Heard> = known.values().collect();
+        let known = known.iter().filter(|(node, _)| nodes.contains(node));
+        let mut doors: Vec<&Heard> = known.map(|(_, it)| it).collect();
         doors.sort_by_key(|it| it.at.elapsed() >= self.silence);
         doors.into_iter().map(|it| it.door.member()).collect()
+    }
+
+    /// Watches where all doors are: as many as a ticket has room for, sorted.
+    pub(super) fn watch(&self) -> watch::Receiver<Vec<MemberAddr>> {
+        self.told.subscribe()
     }
 
     /// What the doors of members say of themselves, for stock nodes of a line to hear; one that
@@ -161,7 +173,34 @@ impl Shared {
             let version = note.version;
             known.insert(member, Heard { door, version, at });
         }
+        drop(known);
+        self.tell_of_doors();
         Ok(())
+    }
+
+    /// The doors of the other members that were heard of. What a member has said that was removed
+    /// since stays in the notes.
+    pub(super) fn other_doors(&self) -> Vec<MemberAddr> {
+        let members = self.logs.group().status().members;
+        let nodes = members.iter().map(|it| it.peer).collect();
+        self.doors.of(&nodes)
+    }
+
+    /// This member's door, and those of the others.
+    pub(super) fn all_doors(&self) -> Vec<MemberAddr> {
+        let others = self.other_doors().into_iter();
+        std::iter::once(self.member_addr()).chain(others).collect()
+    }
+
+    /// Lets our own clients hear where the doors are, if that is news.
+    fn tell_of_doors(&self) {
+        let mut now = within_limits(self.all_doors());
+        now.sort_by_key(MemberAddr::peer);
+        self.doors.told.send_if_modified(|told| {
+            let news = *told != now;
+            *told = now;
+            news
+        });
     }
 
     /// Has the others hear of this door before they hear whom it serves. False if no quorum did.
@@ -228,6 +267,8 @@ pub(super) async fn beat(shared: Arc<Shared>) {
             return;
         }
         let addr = shared.member_addr();
+        // Also where no note has changed: a member may have been removed.
+        shared.tell_of_doors();
         let moved = shared.doors.own().said.as_ref().map(|it| &it.0) != Some(&addr);
         let said = !(moved || shared.claims.serve(shared.here())) || shared.say(addr).await;
         let beat = shared.patience.beat;

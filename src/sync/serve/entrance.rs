@@ -22,7 +22,7 @@ use super::{
 use crate::{
     identity::{PeerAddr, PeerId},
     sync::{
-        client::{self, Admit, Denied, Meter, ServeLimits},
+        client::{self, Admit, AtDoor, Denied, ServeLimits},
         outsiders::{Rights, TopicMode},
         protocol::SyncError,
         session::Role,
@@ -206,9 +206,13 @@ impl Shared {
             Ok(shared.logs.clone())
         });
         let quota = self.rates.of(client.addr().peer);
-        let meter: Meter =
-            Arc::new(move |operations, bytes| quota.spend(operations, bytes, Instant::now()));
-        let served = client::serve_carried(stream, &admit, &limits, Some(&meter), gone);
+        let at = AtDoor {
+            meter: Arc::new(move |operations, bytes| {
+                quota.spend(operations, bytes, Instant::now())
+            }),
+            members: self.doors.watch(),
+        };
+        let served = client::serve_carried(stream, &admit, &limits, Some(&at), gone);
         let mut serving = self.serving.subscribe();
         let no_quorum = async {
             let _ = serving.wait_for(|it| !it).await;

@@ -241,7 +241,7 @@ impl Overlay {
 
     /// The doors of the other members, but for neighbours.
     fn doors_but(&self, near: &BTreeSet<PeerId>) -> Vec<PeerId> {
-        let mut doors = self.shared.doors.members();
+        let mut doors = self.shared.other_doors();
         doors.retain(|it| !near.contains(&it.quic().peer));
         for door in &doors {
             self.shared.wire.learn(door.quic());

@@ -15,7 +15,7 @@ use quorate::{
 
 use crate::client::ground::{LINE, Writer, append, soon, topic};
 
-fn options() -> SyncOptions {
+pub(super) fn options() -> SyncOptions {
     let anywhere = ([127, 0, 0, 1], 0).into();
     SyncOptions {
         bind: vec![anywhere],
@@ -24,7 +24,7 @@ fn options() -> SyncOptions {
     }
 }
 
-async fn open(logs: &Logs, node: &Node, options: SyncOptions) -> Sync {
+pub(super) async fn open(logs: &Logs, node: &Node, options: SyncOptions) -> Sync {
     let door = soon("the door", node.serve_sync(logs, options)).await;
     let door = door.expect("loopback can be bound");
     let mut status = door.watch_status();

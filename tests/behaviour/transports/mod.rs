@@ -7,6 +7,8 @@ mod doors;
 #[cfg(feature = "http")]
 mod http;
 mod link;
+#[cfg(feature = "http")]
+mod members;
 mod memory;
 mod places;
 mod pulls;

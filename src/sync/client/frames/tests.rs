@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::identity::{PeerAddr, PeerId};
 
 fn author(at: u8) -> Author {
     Author::from_bytes([at; 32])
@@ -107,6 +108,16 @@ fn golden_of_servers() -> Vec<(Frame, &'static str)> {
             "08 03 056c61746572",
         ),
         (Frame::Wait { ms: 300 }, "09 ac02"),
+        (
+            Frame::Members(vec![
+                MemberAddr::from(PeerAddr::new(
+                    PeerId::from_bytes([5; 32]),
+                    [([192, 0, 2, 1], 80).into()],
+                ))
+                .with("http", "a"),
+            ]),
+            "0a 31 01 05*32 01 00 c0000201 50 00 01 04 68747470 01 61",
+        ),
     ]
 }
 
@@ -156,7 +167,10 @@ fn no_claim_is_believed() {
         ("07 00 01 00 ffffffffffffffffff01 01", "impossible"),
         ("07 00 01 00 00 00", "impossible"),
         ("07 00 01 03 00 01", "unknown outcome"),
-        ("0a", "unknown message"),
+        ("0b", "unknown message"),
+        ("0a 01 00", "no list of members"),
+        ("0a 01 ff", "no list of members"),
+        ("0a 818001", "ends too early"),
         ("09", "ends too early"),
         ("0300", "behind the end"),
         ("", "ends too early"),
@@ -256,7 +270,7 @@ proptest! {
 
     #[test]
     fn a_changed_message_never_panics(
-        which in 0..10usize,
+        which in 0..11usize,
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
     ) {
         let mut bytes = golden()[which].0.encode()[4..].to_vec();

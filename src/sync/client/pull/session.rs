@@ -101,6 +101,14 @@ impl Session {
                     }
                     self.members.with(|it| it.progressed());
                 }
+                Frame::Members(list) => {
+                    if !quiet.spent(Instant::now()) {
+                        return Err(MemberFault::too_often());
+                    }
+                    if self.members.with(|it| it.learn(list)) {
+                        self.status.send_modify(|it| it.learned += 1);
+                    }
+                }
                 Frame::Refused { why, text } => return Err(MemberFault::Denied { why, text }),
                 other => return Err(unexpected(&other)),
             }

@@ -123,7 +123,15 @@ impl Session {
                 frame = reader.next_within(due.unwrap_or_default()), if due.is_some() => {
                     let frame = frame?.ok_or_else(|| MemberFault::lost("the stream ended"))?;
                     match Frame::decode(&frame).map_err(MemberFault::protocol)? {
-                        Frame::Wait { ms } => patience.told(Duration::from_millis(ms), Instant::now())?,
+                        Frame::Wait { ms } => {
+                            patience.told(Duration::from_millis(ms), Instant::now())?;
+                        }
+                        Frame::Members(list) => {
+                            patience.heard(Instant::now())?;
+                            if self.members.with(|it| it.learn(list)) {
+                                self.status.send_modify(|it| it.learned += 1);
+                            }
+                        }
                         frame => if !self.answered(frame).await? {
                             return Ok(());
                         }
@@ -217,6 +225,11 @@ impl Patience {
         if !owed.is_zero() {
             self.turn = now + owed.min(OWED_MAX);
         }
+        self.heard(now)
+    }
+
+    /// The member has said something that is no answer.
+    fn heard(&mut self, now: Instant) -> Result<(), MemberFault> {
         match self.quiet.spent(now) {
             true => Ok(()),
             false => Err(MemberFault::too_often()),

@@ -13,7 +13,7 @@ use super::{
         outcome::{Denied, PushOutcome},
         stream::FrameReader,
     },
-    Meter, ServeError, ServeLimits, blocking, send,
+    AtDoor, ServeError, ServeLimits, Told, blocking, send,
 };
 use crate::log_store::{Line, LogError, Logs, Operation, Outcome, RawOperation, Refusal, Topic};
 
@@ -31,10 +31,9 @@ const _: () = assert!(
 pub(super) async fn serve<R, W>(
     reader: &mut FrameReader<R>,
     write: &mut W,
-    logs: Logs,
+    (logs, door): (Logs, Option<&AtDoor>),
     (topic, wanted): (Topic, Option<Line>),
     limits: &ServeLimits,
-    meter: Option<&Meter>,
 ) -> Result<(), ServeError>
 where
     R: AsyncRead + Unpin + Send,
@@ -48,9 +47,9 @@ where
     let mut quorate = logs.quorate();
     let mut due = None;
     // What was pushed in other sessions is waited for here.
-    let owed = meter.map_or(Duration::ZERO, |it| it(0, 0));
+    let owed = door.map_or(Duration::ZERO, |it| (it.meter)(0, 0));
     let mut ready_at = Instant::now() + owed;
-    let mut answers = Answers::new(write, limits);
+    let mut answers = Answers::new(write, limits, Told::of(door));
     loop {
         // A client that pushes faster than it may waits in its own window, but for one frame. One
         // that is gone meanwhile holds no place.
@@ -81,8 +80,9 @@ where
         }
         due = number.checked_add(1);
         ready_at = Instant::now().max(ready_at) + pause(operations.len(), limits);
-        if let Some(meter) = meter {
-            ready_at = ready_at.max(Instant::now() + meter(operations.len(), bytes(&operations)));
+        if let Some(door) = door {
+            let owed = (door.meter)(operations.len(), bytes(&operations));
+            ready_at = ready_at.max(Instant::now() + owed);
         }
         let taking = take(&logs, topic, line, operations);
         let outcomes = answers.waiting(None, taking).await??;
@@ -98,13 +98,19 @@ const REST_TOLD: Duration = Duration::from_secs(1);
 struct Answers<'a, W> {
     write: &'a mut W,
     limits: &'a ServeLimits,
+    told: Told,
     due: Instant,
 }
 
 impl<'a, W: AsyncWrite + Unpin> Answers<'a, W> {
-    fn new(write: &'a mut W, limits: &'a ServeLimits) -> Self {
+    fn new(write: &'a mut W, limits: &'a ServeLimits, told: Told) -> Self {
         let due = Instant::now() + limits.heartbeat();
-        Self { write, limits, due }
+        Self {
+            write,
+            limits,
+            told,
+            due,
+        }
     }
 
     async fn send(&mut self, frame: &Frame) -> Result<(), ServeError> {
@@ -129,6 +135,7 @@ impl<'a, W: AsyncWrite + Unpin> Answers<'a, W> {
             tokio::select! {
                 biased;
                 done = &mut what => return Ok(done),
+                members = self.told.next() => self.send(&members).await?,
                 () = sleep_until(self.due) => {
                     let left = until.map(|it| it.saturating_duration_since(Instant::now()));
                     let ms = left.unwrap_or_default().as_millis();
