@@ -121,7 +121,8 @@ impl Session {
             tokio::select! {
                 biased;
                 frame = reader.next_within(due.unwrap_or_default()), if due.is_some() => {
-                    let frame = frame?.ok_or_else(|| MemberFault::lost("the stream ended"))?;
+                    let frame = frame.map_err(|it| patience.over(it))?;
+                    let frame = frame.ok_or_else(|| MemberFault::lost("the stream ended"))?;
                     match Frame::decode(&frame).map_err(MemberFault::protocol)? {
                         Frame::Wait { ms } => {
                             patience.told(Duration::from_millis(ms), Instant::now())?;
@@ -233,6 +234,16 @@ impl Patience {
         match self.quiet.spent(now) {
             true => Ok(()),
             false => Err(MemberFault::too_often()),
+        }
+    }
+
+    /// Too long is told with all the time that the answer took, not with what was left of it.
+    fn over(&self, fault: StreamFault) -> MemberFault {
+        match (fault, self.front) {
+            (StreamFault::Still { .. }, Some((_, since))) => MemberFault::Silent {
+                after: since.elapsed(),
+            },
+            (fault, _) => fault.into(),
         }
     }
 
