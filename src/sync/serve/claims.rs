@@ -14,7 +14,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -38,6 +38,9 @@ const TRIES: usize = 3;
 const JITTER: Duration = Duration::from_millis(150);
 /// Between two looks at the claims; a lost bond is looked at once.
 const PAUSE: Duration = Duration::from_millis(100);
+/// The claims are looked through again after this time, though nothing has changed that is known
+/// to matter: a task that keeps a peer served may have ended, or there is room for one more.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// For a quorum to agree to a claim.
 const WRITE_MAX: Duration = Duration::from_secs(2);
 
@@ -59,9 +62,33 @@ pub(super) struct Claims {
 struct Known {
     /// The last change of any note that was read.
     through: Option<NoteVersion>,
-    claims: BTreeMap<PeerId, (Claim, NoteVersion)>,
+    claims: BTreeMap<PeerId, Held>,
     /// Whom nobody served when this member last looked.
     free: BTreeSet<PeerId>,
+    looked: Option<Looked>,
+}
+
+/// A claim as it was read.
+#[derive(Clone)]
+struct Held {
+    claim: Arc<Claim>,
+    version: NoteVersion,
+    /// Whether the table of peers has its addresses.
+    learnt: bool,
+}
+
+/// What the claims were looked through for.
+struct Looked {
+    at: Instant,
+    what: What,
+}
+
+#[derive(PartialEq, Eq)]
+struct What {
+    notes: Option<NoteVersion>,
+    open: Vec<(Topic, Line)>,
+    /// Members that serve somebody and cannot be reached.
+    gone: BTreeSet<PeerId>,
 }
 
 /// A peer that is served, or was.
@@ -74,16 +101,21 @@ pub(super) struct Claimed {
 impl Claims {
     /// The node that serves a peer, as far as this member knows.
     pub(super) fn server(&self, peer: PeerId) -> Option<PeerId> {
-        self.locked().claims.get(&peer)?.0.server
+        self.locked().claims.get(&peer)?.claim.server
+    }
+
+    /// Which change of a peer's claim this member knows.
+    pub(super) fn version(&self, peer: PeerId) -> Option<NoteVersion> {
+        Some(self.locked().claims.get(&peer)?.version)
     }
 
     /// Every peer with a claim, who serves it, and in which topics.
     pub(super) fn all(&self) -> Vec<Claimed> {
         let known = self.locked();
-        let claimed = known.claims.iter().map(|(peer, (claim, _))| Claimed {
+        let claimed = known.claims.iter().map(|(peer, held)| Claimed {
             peer: *peer,
-            server: claim.server,
-            topics: claim.topics.clone(),
+            server: held.claim.server,
+            topics: held.claim.topics.clone(),
         });
         claimed.collect()
     }
@@ -91,7 +123,8 @@ impl Claims {
     /// Whether this member serves anybody, as far as this member knows.
     pub(super) fn serve(&self, member: PeerId) -> bool {
         let known = self.locked();
-        known.claims.values().any(|it| it.0.server == Some(member))
+        let mut servers = known.claims.values().map(|it| it.claim.server);
+        servers.any(|it| it == Some(member))
     }
 
     fn locked(&self) -> MutexGuard<'_, Known> {
@@ -201,7 +234,8 @@ impl Shared {
         let Ok(Some((claim, version))) = self.read_claim(peer) else {
             return;
         };
-        if claim.server.is_none_or(|it| it == self.here()) {
+        let elsewhere = claim.server.filter(|it| *it != self.here());
+        if !elsewhere.is_some_and(|it| self.reaches(it)) {
             let expected = Expected::Changed(version);
             if self.write_claim(peer, None, expected).await.is_ok() {
                 self.claims.locked().claims.remove(&peer);
@@ -226,8 +260,8 @@ impl Shared {
             Some((claim, note.version))
         });
         let mut known = self.claims.locked();
-        match &claim {
-            Some(claim) => drop(known.claims.insert(peer, claim.clone())),
+        match claim.clone() {
+            Some((claim, version)) => known.hold(peer, claim, version),
             None => drop(known.claims.remove(&peer)),
         }
         Ok(claim)
@@ -246,20 +280,39 @@ impl Shared {
         let written = written.unwrap_or(Err(NoteError::Logs(LogError::Unknown)))?;
         if let Some(claim) = claim {
             let mut known = self.claims.locked();
-            known.claims.insert(peer, (claim.clone(), written));
+            known.hold(peer, claim.clone(), written);
+            if let Some(held) = known.claims.get_mut(&peer) {
+                // It has what this member knew.
+                held.learnt = true;
+            }
         }
         Ok(())
     }
 
-    /// Reads what has changed, and takes over what fell free; where there are many notes to read,
+    /// Reads what has changed, and takes over what fell free; where there is much to look through,
     /// not on an async thread.
     async fn follow_claims(self: &Arc<Self>) -> io::Result<()> {
-        if self.logs.notes_changed()? == self.claims.locked().through {
-            return self.look_at_claims();
+        let what = self.what_matters()?;
+        let same = |it: &Looked| it.what == what && it.at.elapsed() < LOOK_EVERY;
+        if self.claims.locked().looked.as_ref().is_some_and(same) {
+            return Ok(());
         }
         let shared = Arc::clone(self);
         let looking = tokio::task::spawn_blocking(move || shared.look_at_claims());
         looking.await.map_err(io::Error::other).flatten()
+    }
+
+    fn what_matters(&self) -> io::Result<What> {
+        let notes = self.logs.notes_changed()?;
+        let open = self.open_topics();
+        let servers: BTreeSet<PeerId> = {
+            let known = self.claims.locked();
+            let servers = known.claims.values().filter_map(|it| it.claim.server);
+            servers.collect()
+        };
+        let gone = servers.into_iter().filter(|it| !self.reaches(*it));
+        let gone = gone.collect();
+        Ok(What { notes, open, gone })
     }
 
     fn look_at_claims(self: &Arc<Self>) -> io::Result<()> {
@@ -267,67 +320,140 @@ impl Shared {
         if changed != self.claims.locked().through {
             self.look_at_doors()?;
             let notes = self.logs.notes(PREFIX)?;
-            let read = notes.into_iter().filter_map(|note| {
-                let peer = note.name.get(PREFIX.len()..)?;
-                let peer = PeerId::from_bytes(peer.try_into().ok()?);
-                Some((peer, (decode(&note.value)?, note.version)))
-            });
-            let read = read.collect();
             let mut known = self.claims.locked();
-            (known.through, known.claims) = (changed, read);
-        }
-        let here = Some(self.here());
-        let mut free = Vec::new();
-        let mut ours = Vec::new();
-        let former = {
-            let mut known = self.claims.locked();
-            for (peer, (claim, _)) in &known.claims {
-                if claim.server == here {
-                    ours.push((*peer, claim.clone()));
-                } else if claim.server.is_none_or(|it| !self.reaches(it)) {
-                    free.push((*peer, claim.clone()));
+            let mut former = std::mem::take(&mut known.claims);
+            for note in notes {
+                let peer = note.name.get(PREFIX.len()..);
+                let peer = peer.and_then(|it| Some(PeerId::from_bytes(it.try_into().ok()?)));
+                let Some((peer, claim)) = peer.zip(decode(&note.value)) else {
+                    continue;
+                };
+                match former.remove(&peer) {
+                    Some(held) if held.version == note.version => {
+                        known.claims.insert(peer, held);
+                    }
+                    _ => known.hold(peer, claim, note.version),
                 }
             }
+            known.through = changed;
+        }
+        let (at, what) = (Instant::now(), self.what_matters()?);
+        let here = Some(self.here());
+        let (mut free, mut ours) = (Vec::new(), Vec::new());
+        let former = {
+            let mut known = self.claims.locked();
+            for (peer, held) in &known.claims {
+                let server = held.claim.server;
+                if server != here && server.is_some_and(|it| !what.gone.contains(&it)) {
+                    continue;
+                }
+                let to = if server == here { &mut ours } else { &mut free };
+                to.push((*peer, held.clone()));
+            }
+            known.looked = Some(Looked { at, what });
             let now = free.iter().map(|it| it.0).collect();
             std::mem::replace(&mut known.free, now)
         };
-        for (peer, claim) in ours {
-            self.serve_claimed(peer, &claim);
+        for (peer, held) in ours.iter().chain(&free) {
+            self.learn_claimed(*peer, held);
         }
-        for (peer, claim) in free {
+        for (peer, held) in &ours {
+            self.serve_claimed(*peer, held);
+        }
+        let all = ours.iter().chain(&free).map(|it| it.0);
+        let gone = all.filter(|it| self.peers.is_given_up(*it) && !self.peers.is_looked_for(*it));
+        let gone = gone.collect();
+        for (peer, held) in free {
             let fell = !former.contains(&peer);
-            let is_looked_for = |(topic, line): &(Topic, Line)| {
-                let open = self.feed(*topic).is_some_and(|it| it.line == *line);
-                !open || self.is_kept(peer, *topic)
-            };
-            if !fell && claim.topics.iter().all(is_looked_for) {
-                continue;
+            if fell || !self.to_keep(peer, &held).is_empty() {
+                self.take_over(peer, held, fell);
             }
-            // Dialled first: whoever the peer answers claims it, and one of several does.
-            let shared = Arc::clone(self);
-            self.run(async move {
-                sleep(JITTER.mul_f64(rand::random_range(0.0..=1.0))).await;
-                if shared.is_served_elsewhere(peer) {
-                    return;
-                }
-                shared.serve_claimed(peer, &claim);
-                // A task that dials it already, or will, looks again only after a while.
-                for (topic, _) in claim.topics.iter().filter(|_| fell) {
-                    let peers = &shared.peers;
-                    peers.look(peer, *topic, |it| it.moved.notify_one());
-                }
-            });
         }
+        self.abandon_all(gone);
         Ok(())
     }
 
-    fn serve_claimed(self: &Arc<Self>, peer: PeerId, claim: &Claim) {
-        self.learn(&claim.addr, Rank::Met);
-        for (topic, line) in &claim.topics {
-            if self.feed(*topic).is_some_and(|it| it.line == *line) && !self.is_kept(peer, *topic) {
-                self.keep(peer, *topic);
+    /// Looks for a peer that nobody serves; `fell` if somebody did until now.
+    fn take_over(self: &Arc<Self>, peer: PeerId, held: Held, fell: bool) {
+        // Dialled first: whoever the peer answers claims it, and one of several does.
+        let shared = Arc::clone(self);
+        self.run(async move {
+            sleep(JITTER.mul_f64(rand::random_range(0.0..=1.0))).await;
+            if shared.is_served_elsewhere(peer) {
+                return;
             }
+            shared.serve_claimed(peer, &held);
+            // A task that dials it already, or will, looks again only after a while.
+            for (topic, _) in held.claim.topics.iter().filter(|_| fell) {
+                let peers = &shared.peers;
+                peers.look(peer, *topic, |it| it.moved.notify_one());
+            }
+        });
+    }
+
+    /// Forgets peers that were given up in all topics, where that was not done then.
+    fn abandon_all(self: &Arc<Self>, gone: Vec<PeerId>) {
+        if gone.is_empty() {
+            return;
         }
+        let shared = Arc::clone(self);
+        self.run(async move {
+            for peer in gone {
+                shared.abandon(peer).await;
+            }
+        });
+    }
+
+    /// Once for each change, or what was learnt since would give way to it.
+    fn learn_claimed(&self, peer: PeerId, held: &Held) {
+        if held.learnt || !self.learn(&held.claim.addr, Rank::Met) {
+            return;
+        }
+        let mut known = self.claims.locked();
+        let now = known.claims.get_mut(&peer);
+        if let Some(now) = now.filter(|it| it.version == held.version) {
+            now.learnt = true;
+        }
+    }
+
+    fn serve_claimed(self: &Arc<Self>, peer: PeerId, held: &Held) {
+        for topic in self.to_keep(peer, held) {
+            self.keep(peer, topic);
+        }
+    }
+
+    /// The topics in which a peer is to be looked for, and is not: not those in which it did not
+    /// answer for long, unless somebody has found it since.
+    fn to_keep(&self, peer: PeerId, held: &Held) -> Vec<Topic> {
+        let (claim, version) = (&held.claim, held.version);
+        let is_over = |topic| {
+            let over = self.peers.look(peer, topic, |it| {
+                let same = |at: Option<NoteVersion>| at == Some(version) || claim.server.is_none();
+                it.kept || it.given_up.is_some_and(same)
+            });
+            over.unwrap_or(false)
+        };
+        let is_open = |topic, line| self.feed(topic).is_some_and(|it| it.line == line);
+        let topics = claim.topics.iter().filter(|(topic, line)| {
+            let room = || self.kept.available_permits() > 0;
+            !is_over(*topic) && is_open(*topic, *line) && self.may_keep(peer, *topic) && room()
+        });
+        topics.map(|it| it.0).collect()
+    }
+}
+
+impl Known {
+    /// Takes in a claim. Where it is another one than before, its addresses may be too.
+    fn hold(&mut self, peer: PeerId, claim: Claim, version: NoteVersion) {
+        let learnt = self.claims.get(&peer);
+        let learnt = learnt.is_some_and(|it| it.version == version && it.learnt);
+        let claim = Arc::new(claim);
+        let held = Held {
+            claim,
+            version,
+            learnt,
+        };
+        self.claims.insert(peer, held);
     }
 }
 

@@ -20,15 +20,12 @@ const DIAL_MAX: Duration = Duration::from_secs(10);
 const BREATH: Duration = Duration::from_millis(5);
 /// After a peer has ended a live session in good order: it may have left the overlay.
 const AFTER_CLOSE: Duration = Duration::from_secs(1);
-/// Tries in a row without an answer, an hour's, after which a peer is no longer looked for, unless
-/// the program has asked for it. It counts again once it comes in, becomes a neighbour or is met in
-/// discovery.
-const TRIES_MAX: u32 = 64;
-
 /// Tries in a row after which another member may have better luck.
 const RELEASE_AFTER: u32 = 4;
 
-/// Dials until the topic is closed or the peer is gone for long.
+/// Dials until the topic is closed or the peer is gone for long. Then it is no longer looked for in
+/// this topic, unless the program has asked for it, until it comes in, becomes a neighbour, is met
+/// in discovery or is claimed anew; and once that is so in all of its topics it is forgotten.
 pub(super) async fn keep(shared: Arc<Shared>, peer: PeerId, topic: Topic, moved: Arc<Notify>) {
     let over = shared.feed(topic).map(|it| it.over);
     let keeping = kept(&shared, peer, topic, &moved);
@@ -36,12 +33,18 @@ pub(super) async fn keep(shared: Arc<Shared>, peer: PeerId, topic: Topic, moved:
         Some(over) => over.run_until_cancelled(keeping).await,
         None => None,
     };
+    let version = shared.claims.version(peer);
+    let tries_max = shared.patience.tries;
     let ours = shared.peers.look(peer, topic, |it| {
         let ours = Arc::ptr_eq(&it.moved, &moved);
-        it.kept &= !ours;
+        if ours {
+            it.kept = false;
+            it.given_up = (it.tries >= tries_max).then_some(version);
+        }
         ours
     });
-    if ended.is_some() && ours == Some(true) {
+    // The last of its topics may be one that was closed.
+    if (ended.is_some() && ours == Some(true)) || shared.peers.is_given_up(peer) {
         shared.abandon(peer).await;
     }
 }
@@ -56,9 +59,9 @@ async fn kept(shared: &Arc<Shared>, peer: PeerId, topic: Topic, moved: &Arc<Noti
     };
     let mut serving = shared.serving.subscribe();
     let mut backoff = Backoff::default();
-    let mut tries = 0;
+    let tries = || shared.peers.look(peer, topic, |it| it.tries).unwrap_or(0);
     let is_wanted = || shared.peers.is_wanted(peer);
-    while (tries < TRIES_MAX || is_wanted()) && is_known() {
+    while (tries() < shared.patience.tries || is_wanted()) && is_known() {
         if serving.wait_for(|it| *it).await.is_err() {
             return;
         }
@@ -76,7 +79,7 @@ async fn kept(shared: &Arc<Shared>, peer: PeerId, topic: Topic, moved: &Arc<Noti
         let before = shared.peers.exchanged(peer, topic);
         let pause = match serve_once(shared, peer, topic, false).await {
             Ok(end) => {
-                tries = 0;
+                shared.peers.look(peer, topic, |it| it.tries = 0);
                 if shared.peers.exchanged(peer, topic) > before {
                     // There was something, and there may be more: what was put off, or is new.
                     backoff.reset();
@@ -95,15 +98,16 @@ async fn kept(shared: &Arc<Shared>, peer: PeerId, topic: Topic, moved: &Arc<Noti
             }
             Err(error) => {
                 tracing::debug!(peer = %peer.short(), %topic, %error, "not served");
-                tries = tries.saturating_add(1);
-                if tries % RELEASE_AFTER == 0 {
-                    shared.release(peer).await;
-                }
                 let text = error.to_string();
                 shared.registers(peer, Some(text.clone()));
-                shared
-                    .peers
-                    .look(peer, topic, |it| it.told.last_error = Some(text));
+                let tries = shared.peers.look(peer, topic, |it| {
+                    it.told.last_error = Some(text);
+                    it.tries = it.tries.saturating_add(1);
+                    it.tries
+                });
+                if tries.is_some_and(|it| it % RELEASE_AFTER == 0) {
+                    shared.release(peer).await;
+                }
                 backoff.pause()
             }
         };

@@ -364,14 +364,14 @@ impl Shared {
         learnt
     }
 
-    /// Sees to it that a peer is served in a topic, from now on, if it may be.
+    /// Sees to it that a peer that was heard of is served in a topic, from now on, if it may be.
     fn keep(self: &Arc<Self>, peer: PeerId, topic: Topic) {
-        let rights = self.admissions.verdict(peer, topic).rights;
-        if peer == self.wire.id() || self.doors.is_door(peer) || !rights.any() {
+        if !self.may_keep(peer, topic) {
             return;
         }
         let fresh = self.peers.with(peer, topic, |it| {
             it.moved.notify_one();
+            (it.tries, it.given_up) = (0, None);
             if it.kept {
                 return None;
             }
@@ -389,6 +389,12 @@ impl Shared {
         }
     }
 
+    fn may_keep(&self, peer: PeerId, topic: Topic) -> bool {
+        let rights = self.admissions.verdict(peer, topic).rights;
+        peer != self.wire.id() && !self.doors.is_door(peer) && rights.any()
+    }
+
+    #[cfg(test)]
     fn is_kept(&self, peer: PeerId, topic: Topic) -> bool {
         self.peers.look(peer, topic, |it| it.kept).unwrap_or(false)
     }

@@ -19,6 +19,8 @@ pub(super) struct Patience {
     pub(super) beat: Duration,
     /// A door that was silent for this long serves nobody: three beats.
     pub(super) silence: Duration,
+    /// Tries in a row without an answer, an hour's, after which a peer is no longer looked for.
+    pub(super) tries: u32,
 }
 
 impl Default for Patience {
@@ -31,6 +33,7 @@ impl Default for Patience {
             closing: Duration::from_secs(10),
             beat: Duration::from_secs(5),
             silence: Duration::from_secs(15),
+            tries: 64,
         }
     }
 }

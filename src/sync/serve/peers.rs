@@ -1,20 +1,19 @@
 //! Who is served what: the table of peers and, for each, its topics, its pace and its place.
 
 mod outcome;
+mod places;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
     time::{Duration, Instant, SystemTime},
 };
 
 use rand::seq::IteratorRandom;
 use tokio::sync::Notify;
 
+pub(super) use self::places::{Counted, Slot};
 use super::{
     aside::Aside,
     echoed::Echoed,
@@ -22,7 +21,7 @@ use super::{
 };
 use crate::{
     identity::{PeerAddr, PeerId},
-    log_store::{Author, Heights, Line, LogId, Topic},
+    log_store::{Author, Heights, Line, LogId, NoteVersion, Topic},
     sync::session::{Budget, Plan, Range},
 };
 
@@ -65,6 +64,7 @@ struct Peer {
     addr: PeerAddr,
     /// What it came as; it rises by sessions that go well.
     came: Rank,
+    /// When it was last heard of by itself, or asked for: not when it was dialled in vain.
     touched: Instant,
     /// One pipeline a node, whatever the topic; a node is of one line.
     paces: BTreeMap<Line, Pacer<Topic>>,
@@ -79,6 +79,10 @@ pub(super) struct Served {
     taken: Option<u64>,
     /// Whether a task dials it.
     pub(super) kept: bool,
+    /// How often in a row it was dialled and did not answer.
+    pub(super) tries: u32,
+    /// Whether it is no longer looked for, and which version its claim had then.
+    pub(super) given_up: Option<Option<NoteVersion>>,
     /// Told when a session ends, or there is reason to dial at once.
     pub(super) moved: Arc<Notify>,
     /// The last `Have`.
@@ -113,20 +117,6 @@ pub(super) struct Told {
     pub(super) set_aside: u64,
     pub(super) last_success: Option<SystemTime>,
     pub(super) last_error: Option<String>,
-}
-
-/// The place of the one session that serves a peer in a topic; given back when dropped.
-pub(super) struct Slot {
-    peers: Arc<Peers>,
-    peer: PeerId,
-    topic: Topic,
-    number: u64,
-}
-
-/// One of the sessions that a peer may have; given back when dropped.
-pub(super) struct Counted {
-    peers: Arc<Peers>,
-    peer: PeerId,
 }
 
 /// What a session is to do for a peer.
@@ -167,6 +157,9 @@ impl Peers {
             peer.addr.relay.clone_from(&addr.relay);
         }
         peer.addr = peer.addr.clone().capped();
+        if rank > Rank::Hearsay {
+            peer.touched = Instant::now();
+        }
         true
     }
 
@@ -199,9 +192,6 @@ impl Peers {
         }
         let peer = table.entry(id).or_insert_with(|| Peer::new(id, rank));
         peer.came = peer.came.max(rank);
-        if rank > Rank::Hearsay {
-            peer.touched = Instant::now();
-        }
         Some(peer)
     }
 
@@ -252,38 +242,6 @@ impl Peers {
             return None;
         }
         Some(look(peer.topics.entry(topic).or_default()))
-    }
-
-    /// Takes the place of the session that serves, if it is free.
-    pub(super) fn take(self: &Arc<Self>, peer: PeerId, topic: Topic) -> Option<Slot> {
-        let number = self.slots.fetch_add(1, Relaxed);
-        let taken = self.with(peer, topic, |it| *it.taken.get_or_insert(number) == number)?;
-        taken.then(|| Slot {
-            peers: Arc::clone(self),
-            peer,
-            topic,
-            number,
-        })
-    }
-
-    pub(super) fn is_taken(&self, peer: PeerId, topic: Topic) -> bool {
-        self.look(peer, topic, |it| it.taken.is_some())
-            .unwrap_or(false)
-    }
-
-    /// Counts a session of this peer, unless it has as many as it may.
-    pub(super) fn count(self: &Arc<Self>, peer: PeerId, max: usize) -> Option<Counted> {
-        let mut table = self.locked();
-        let entry = self.entry(&mut table, peer, Rank::Met)?;
-        if entry.sessions >= max {
-            return None;
-        }
-        entry.sessions += 1;
-        self.changed.notify_one();
-        Some(Counted {
-            peers: Arc::clone(self),
-            peer,
-        })
     }
 
     /// What a peer said last that it holds.
@@ -565,30 +523,6 @@ impl Served {
 
     pub(super) fn is_taken(&self) -> bool {
         self.taken.is_some()
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.peers.look(self.peer, self.topic, |it| {
-            if it.taken != Some(self.number) {
-                // The topic was closed and opened again.
-                return;
-            }
-            it.taken = None;
-            it.told.live = false;
-            // Nobody but who waits for this very place: its own keeper has its own pause.
-            it.moved.notify_waiters();
-        });
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.peers.changed.notify_one();
-        if let Some(peer) = self.peers.locked().get_mut(&self.peer) {
-            peer.sessions -= 1;
-        }
     }
 }
 

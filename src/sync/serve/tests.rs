@@ -1,6 +1,7 @@
 //! The door from outside: guests that speak the protocol of stock nodes, honest and not.
 
 mod catch_up;
+mod claims;
 mod decisions;
 mod doors;
 mod guest;

@@ -80,6 +80,13 @@ impl Peers {
         entry.is_some_and(|it| it.topics.values().any(|it| it.kept))
     }
 
+    /// Whether a peer that did not answer for long is no longer looked for in some topic.
+    pub(in crate::sync::serve) fn is_given_up(&self, peer: PeerId) -> bool {
+        let table = self.locked();
+        let entry = table.get(&peer);
+        entry.is_some_and(|it| it.topics.values().any(|it| it.given_up.is_some()))
+    }
+
     /// Whether the program has asked for it, so that it is never given up.
     pub(in crate::sync::serve) fn is_wanted(&self, peer: PeerId) -> bool {
         let table = self.locked();
