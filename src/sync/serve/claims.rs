@@ -41,6 +41,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// The claims are looked through again after this time, though nothing has changed that is known
 /// to matter: a task that keeps a peer served may have ended, or there is room for one more.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// For the claims of a peer's other sessions, one after the other.
+const CLAIM_MAX: Duration = Duration::from_secs(10);
 /// For a quorum to agree to a claim.
 const WRITE_MAX: Duration = Duration::from_secs(2);
 
@@ -143,6 +145,11 @@ impl Shared {
     /// from what the group knows, never from an old state. False if another member that can be
     /// reached serves it, or no quorum says so.
     pub(super) async fn claim(&self, peer: PeerId, topic: Topic, line: Line) -> bool {
+        // Its sessions in other topics write the same note.
+        let turn = timeout(CLAIM_MAX, self.peers.claiming(peer).lock_owned()).await;
+        let Ok(_turn) = turn else {
+            return false;
+        };
         for _ in 0..TRIES {
             // A member that was down reads that it serves whom another one has taken over since.
             let confirmed = timeout(WRITE_MAX, self.logs.confirmed_now()).await;

@@ -69,12 +69,15 @@ async fn kept(shared: &Arc<Shared>, peer: PeerId, topic: Topic, moved: &Arc<Noti
             // It is kept again once it is let in.
             return;
         }
-        let mut freed = pin!(moved.notified());
-        freed.as_mut().enable();
-        if shared.peers.is_taken(peer, topic) || shared.is_served_elsewhere(peer) {
-            // It came in by itself; its session's end is told.
-            let _ = timeout(shared.ask_again(), freed).await;
-            continue;
+        {
+            // Gone before it is dialled: what is told then is for the pause that follows.
+            let mut freed = pin!(moved.notified());
+            freed.as_mut().enable();
+            if shared.peers.is_taken(peer, topic) || shared.is_served_elsewhere(peer) {
+                // It came in by itself; its session's end is told.
+                let _ = timeout(shared.ask_again(), freed).await;
+                continue;
+            }
         }
         let before = shared.peers.exchanged(peer, topic);
         let pause = match serve_once(shared, peer, topic, false).await {

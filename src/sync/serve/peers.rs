@@ -70,6 +70,8 @@ struct Peer {
     paces: BTreeMap<Line, Pacer<Topic>>,
     topics: BTreeMap<Topic, Served>,
     sessions: usize,
+    /// One claim at a time.
+    claiming: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// One peer in one topic.
@@ -473,6 +475,7 @@ impl Peer {
             paces: BTreeMap::new(),
             topics: BTreeMap::new(),
             sessions: 0,
+            claiming: Arc::default(),
         }
     }
 

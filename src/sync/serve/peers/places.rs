@@ -6,6 +6,8 @@ use std::{
     time::Instant,
 };
 
+use tokio::sync::Mutex;
+
 use super::{Peers, Rank};
 use crate::{identity::PeerId, log_store::Topic};
 
@@ -43,6 +45,13 @@ impl Peers {
     pub(in crate::sync::serve) fn is_taken(&self, peer: PeerId, topic: Topic) -> bool {
         self.look(peer, topic, |it| it.taken.is_some())
             .unwrap_or(false)
+    }
+
+    /// Whose turn it is to claim this peer.
+    pub(in crate::sync::serve) fn claiming(&self, peer: PeerId) -> Arc<Mutex<()>> {
+        let table = self.locked();
+        let entry = table.get(&peer);
+        entry.map_or_else(Arc::default, |it| Arc::clone(&it.claiming))
     }
 
     /// Counts a session of this peer, unless it has as many as it may.

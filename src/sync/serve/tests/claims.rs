@@ -1,13 +1,18 @@
 //! Claims of peers that have several topics.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
+
+use futures_util::future::join_all;
 
 use super::{
-    super::Patience,
+    super::{Patience, peers::Rank},
     doors::live,
     guest::{Guest, House, soon, topic, until},
 };
-use crate::log_store::Line;
+use crate::{
+    log_store::{Line, Topic},
+    sync::{Admission, Outsiders},
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_that_is_gone_is_given_up_in_each_topic_and_then_forgotten() {
@@ -48,6 +53,42 @@ async fn a_peer_that_is_gone_is_given_up_in_each_topic_and_then_forgotten() {
     let forgotten = || shared.claims.version(guest.id()).is_none();
     until("it is forgotten in all topics", forgotten).await;
     assert!(!kept(Line::V06) && !kept(Line::V07));
+    door.stop().await;
+    guest.close().await;
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_sessions_of_a_new_peer_claim_it_at_once() {
+    let line = Line::V07;
+    let house = House::of(1).await;
+    let door = house.door(0, Patience::default()).await;
+    let shared = door.shared();
+    let topics: Vec<_> = (0..16)
+        .map(|number| Topic::named(&format!("birds {number}")))
+        .collect();
+    for topic in &topics {
+        let outsiders = Outsiders::of(&house.logs[0]);
+        let opening = outsiders.open_topic(*topic, line, Admission::everyone());
+        soon("the topic", opening).await.expect("a quorum is there");
+    }
+    let guest = Guest::new().await;
+    assert!(shared.learn(&guest.addr(), Rank::Met));
+    let claims = topics.iter().map(|topic| {
+        let (shared, topic, peer) = (Arc::clone(&shared), *topic, guest.id());
+        tokio::spawn(async move { shared.claim(peer, topic, line).await })
+    });
+    for claimed in soon("the claims", join_all(claims)).await {
+        assert!(claimed.expect("no panic"), "no other member serves it");
+    }
+    let all = shared.claims.all();
+    let named = all.iter().find(|it| it.peer == guest.id());
+    let mut named = named.expect("it is claimed").topics.clone();
+    named.sort();
+    let mut wanted: Vec<_> = topics.into_iter().map(|it| (it, line)).collect();
+    wanted.sort();
+    assert_eq!(named, wanted);
+    drop(shared);
     door.stop().await;
     guest.close().await;
     house.close().await;
