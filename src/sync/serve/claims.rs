@@ -390,10 +390,16 @@ impl Shared {
                 return;
             }
             shared.serve_claimed(peer, &held);
-            // A task that dials it already, or will, looks again only after a while.
+            // A task that dials it already, or will, looks again only after a while. Somebody has
+            // reached it until now, unless it was given back.
+            let reached = held.claim.server.is_some();
             for (topic, _) in held.claim.topics.iter().filter(|_| fell) {
-                let peers = &shared.peers;
-                peers.look(peer, *topic, |it| it.moved.notify_one());
+                shared.peers.look(peer, *topic, |it| {
+                    if reached {
+                        it.tries = 0;
+                    }
+                    it.moved.notify_one();
+                });
             }
         });
     }

@@ -11,7 +11,12 @@ use super::{Shared, backoff::Backoff, peers::Rank, session, shake};
 use crate::{
     identity::PeerId,
     log_store::Topic,
-    sync::{outsiders::TopicMode, protocol::SyncError, session::Role, wire::Service},
+    sync::{
+        outsiders::TopicMode,
+        protocol::{Fault, SyncError},
+        session::Role,
+        wire::Service,
+    },
 };
 
 /// For a peer to answer.
@@ -34,12 +39,11 @@ pub(super) async fn keep(shared: Arc<Shared>, peer: PeerId, topic: Topic, moved:
         None => None,
     };
     let version = shared.claims.version(peer);
-    let tries_max = shared.patience.tries;
     let ours = shared.peers.look(peer, topic, |it| {
         let ours = Arc::ptr_eq(&it.moved, &moved);
         if ours {
             it.kept = false;
-            it.given_up = (it.tries >= tries_max).then_some(version);
+            it.given_up = (ended == Some(true)).then_some(version);
         }
         ours
     });
@@ -49,7 +53,8 @@ pub(super) async fn keep(shared: Arc<Shared>, peer: PeerId, topic: Topic, moved:
     }
 }
 
-async fn kept(shared: &Arc<Shared>, peer: PeerId, topic: Topic, moved: &Arc<Notify>) {
+/// True if the peer did not answer for long.
+async fn kept(shared: &Arc<Shared>, peer: PeerId, topic: Topic, moved: &Arc<Notify>) -> bool {
     // Whether the table knows of this task still: it forgets peers, and closed topics.
     let is_known = || {
         let known = shared
@@ -58,16 +63,16 @@ async fn kept(shared: &Arc<Shared>, peer: PeerId, topic: Topic, moved: &Arc<Noti
         known == Some(true)
     };
     let mut serving = shared.serving.subscribe();
-    let mut backoff = Backoff::default();
+    let (mut backoff, mut failures) = (Backoff::default(), 0_u32);
     let tries = || shared.peers.look(peer, topic, |it| it.tries).unwrap_or(0);
     let is_wanted = || shared.peers.is_wanted(peer);
     while (tries() < shared.patience.tries || is_wanted()) && is_known() {
         if serving.wait_for(|it| *it).await.is_err() {
-            return;
+            return false;
         }
         if !shared.admissions.verdict(peer, topic).rights.any() {
             // It is kept again once it is let in.
-            return;
+            return false;
         }
         {
             // Gone before it is dialled: what is told then is for the pause that follows.
@@ -80,8 +85,16 @@ async fn kept(shared: &Arc<Shared>, peer: PeerId, topic: Topic, moved: &Arc<Noti
             }
         }
         let before = shared.peers.exchanged(peer, topic);
-        let pause = match serve_once(shared, peer, topic, false).await {
+        let sessions = || shared.peers.look(peer, topic, |it| it.told.sessions);
+        let former = sessions();
+        let served = serve_once(shared, peer, topic, false).await;
+        if sessions() > former && !matches!(served, Ok(session::End::Surplus)) {
+            // It was met: that was what there was reason for.
+            pin!(moved.notified()).enable();
+        }
+        let pause = match served {
             Ok(end) => {
+                failures = 0;
                 shared.peers.look(peer, topic, |it| it.tries = 0);
                 if shared.peers.exchanged(peer, topic) > before {
                     // There was something, and there may be more: what was put off, or is new.
@@ -100,15 +113,9 @@ async fn kept(shared: &Arc<Shared>, peer: PeerId, topic: Topic, moved: &Arc<Noti
                 }
             }
             Err(error) => {
-                tracing::debug!(peer = %peer.short(), %topic, %error, "not served");
-                let text = error.to_string();
-                shared.registers(peer, Some(text.clone()));
-                let tries = shared.peers.look(peer, topic, |it| {
-                    it.told.last_error = Some(text);
-                    it.tries = it.tries.saturating_add(1);
-                    it.tries
-                });
-                if tries.is_some_and(|it| it % RELEASE_AFTER == 0) {
+                failed(shared, peer, topic, &error);
+                failures = failures.saturating_add(1);
+                if failures.is_multiple_of(RELEASE_AFTER) {
                     shared.release(peer).await;
                 }
                 backoff.pause()
@@ -119,6 +126,21 @@ async fn kept(shared: &Arc<Shared>, peer: PeerId, topic: Topic, moved: &Arc<Noti
             () = moved.notified() => {}
         }
     }
+    is_known()
+}
+
+/// Notes that a peer was not served.
+fn failed(shared: &Shared, peer: PeerId, topic: Topic, error: &SyncError) {
+    tracing::debug!(peer = %peer.short(), %topic, %error, "not served");
+    let (text, theirs) = (error.to_string(), error.fault() == Fault::Remote);
+    if theirs {
+        shared.registers(peer, Some(text.clone()));
+    }
+    shared.peers.look(peer, topic, |it| {
+        it.told.last_error = Some(text);
+        // What fails on this side says nothing of the peer.
+        it.tries = it.tries.saturating_add(u32::from(theirs));
+    });
 }
 
 /// Dials a peer and runs one session; `once` ends it when the peer has everything.

@@ -29,7 +29,7 @@ use crate::{
     sync::{
         codec::Limits,
         outsiders::Rights,
-        protocol::SyncError,
+        protocol::{Fault, SyncError},
         session::{Event, Plan, Role, Session},
         wire::{Connection, Recv, Send},
     },
@@ -542,9 +542,13 @@ impl<'a> Running<'a> {
         let wrong = told.wrong();
         let again = told.again.load(Relaxed);
         if self.agreed.slot.is_some() {
-            let failed = ended.as_ref().err().map(ToString::to_string);
-            self.shared
-                .registers(peer, failed.or_else(|| wrong.last.clone()));
+            let failed = ended.as_ref().err();
+            let theirs = failed.filter(|it| it.fault() == Fault::Remote);
+            let wrong = theirs.map(ToString::to_string).or(wrong.last.clone());
+            // What failed on this side says nothing of the peer.
+            if failed.is_none() || wrong.is_some() {
+                self.shared.registers(peer, wrong);
+            }
         }
         peers.echo(peer, topic, wrong.authors);
         account::close(

@@ -6,6 +6,7 @@ mod decisions;
 mod doors;
 mod guest;
 mod hostile;
+mod keeper;
 mod overlay;
 mod quorum;
 mod watched;

@@ -46,7 +46,8 @@ async fn a_peer_that_is_gone_is_given_up_in_each_topic_and_then_forgotten() {
     soon("twenty beats", looks).await;
     assert!(shared.claims.version(guest.id()).is_some());
     // It comes in again: so it is looked for again.
-    let first = guest.talk(&door, Line::V06).await;
+    let mut first = guest.talk(&door, Line::V06).await;
+    live(&mut first).await;
     drop(first);
     until("it is dialled again", || kept(Line::V06)).await;
     drop(second);

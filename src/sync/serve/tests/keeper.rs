@@ -1,0 +1,106 @@
+//! Peers that are dialled, and do not answer.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{sync::mpsc, time::timeout};
+
+use super::{
+    super::{Patience, Shared, peers::Rank},
+    guest::{Guest, House, soon, topic, until},
+};
+use crate::{log_store::Line, sync::outsiders, sync::wire::Knock};
+
+const LINE: Line = Line::V07;
+
+/// A guest that leaves what it does about a knock to the test.
+async fn knocked_at() -> (Guest, mpsc::Receiver<Knock>) {
+    let (came, coming) = mpsc::channel(64);
+    let guest = Guest::that(move |knock| {
+        let _ = came.try_send(knock);
+    });
+    (guest.await, coming)
+}
+
+async fn next(knocks: &mut mpsc::Receiver<Knock>) -> Knock {
+    let knock = soon("a knock", knocks.recv()).await;
+    knock.expect("the guest is there")
+}
+
+fn heard_of(shared: &Arc<Shared>, guest: &Guest) {
+    assert!(shared.learn(&guest.addr(), Rank::Met));
+    shared.keep(guest.id(), topic(LINE));
+}
+
+fn tries(shared: &Shared, guest: &Guest) -> u32 {
+    let tries = shared.peers.look(guest.id(), topic(LINE), |it| it.tries);
+    tries.expect("it is kept")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_is_heard_of_while_it_is_dialled_is_dialled_again_at_once() {
+    let house = House::of(1).await;
+    let door = house.door(0, Patience::default()).await;
+    let shared = door.shared();
+    let (guest, mut knocks) = knocked_at().await;
+    heard_of(&shared, &guest);
+    for _ in 0..4 {
+        next(&mut knocks).await.refuse();
+    }
+    let knock = next(&mut knocks).await;
+    heard_of(&shared, &guest);
+    knock.refuse();
+    // The pause would be four seconds at least.
+    let again = timeout(Duration::from_secs(3), knocks.recv()).await;
+    assert!(matches!(again, Ok(Some(_))), "it waits for its pause");
+    drop((again, shared));
+    door.stop().await;
+    guest.close().await;
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_fails_on_this_side_is_not_held_against_a_peer() {
+    let house = House::of(1).await;
+    let hasty = Patience {
+        tries: 2,
+        ..Patience::default()
+    };
+    let door = house.door(0, hasty).await;
+    let shared = door.shared();
+    let (guest, mut knocks) = knocked_at().await;
+    // No session more is to be had here.
+    let max = shared.options.sessions_of_peer_max;
+    assert!(shared.learn(&guest.addr(), Rank::Met));
+    let count = || shared.peers.count(guest.id(), max);
+    let all: Vec<_> = (0..max).map(|_| count().expect("there is room")).collect();
+    heard_of(&shared, &guest);
+    for _ in 0..4 {
+        let knock = next(&mut knocks).await;
+        let (_, connection) = knock.accept(|_, _| true).await.expect("a door");
+        soon("its end", connection.closed()).await;
+    }
+    let told = door.status().peers;
+    let error = told.iter().find_map(|it| it.last_error.clone());
+    assert!(error.is_some_and(|it| it.contains(super::super::FULL)));
+    assert!(shared.is_kept(guest.id(), topic(LINE)));
+    assert_eq!(tries(&shared, &guest), 0);
+    let register = house.logs[0].notes(outsiders::register_prefix());
+    assert_eq!(
+        register.expect("readable").len(),
+        0,
+        "nothing is said of it"
+    );
+    drop(all);
+    // Its own faults are.
+    until("it counts", || {
+        if let Ok(knock) = knocks.try_recv() {
+            knock.refuse();
+        }
+        tries(&shared, &guest) > 0
+    })
+    .await;
+    drop(shared);
+    door.stop().await;
+    guest.close().await;
+    house.close().await;
+}
