@@ -8,11 +8,18 @@ use std::{
 
 use crate::{
     log_store::{Author, Heights, TOPIC_AUTHORS_MAX},
-    sync::codec::HAVE_AUTHORS_MAX,
+    sync::codec::{HAVE_AUTHORS_MAX, HAVE_LOGS_MAX},
 };
 
 /// Authors of one peer in one topic; beyond, the first ones are asked for again.
 const ECHOED_MAX: usize = 256;
+/// Logs of one peer in one topic that are remembered. A topic has one log an author, yet a peer may
+/// name as many as it likes.
+const LOGS_MAX: usize = 4 * ECHOED_MAX;
+const _: () = assert!(
+    LOGS_MAX as u64 <= HAVE_LOGS_MAX,
+    "what is echoed of one author can be said in one Have"
+);
 const _: () = assert!(
     TOPIC_AUTHORS_MAX as u64 + ECHOED_MAX as u64 <= HAVE_AUTHORS_MAX,
     "what is held, and what is echoed besides, can be said in one Have"
@@ -46,14 +53,27 @@ impl Echoed {
             .map(|it| it.0)
     }
 
-    /// What is kept of a peer's `Have`: all of a short one, else only what is echoed to it.
+    /// What is kept of a peer's `Have`: all of a short one, else only what is echoed to it, and of
+    /// that no more than so many logs.
     pub(super) fn kept(&self, theirs: &Heights) -> Heights {
-        if theirs.len() <= ECHOED_MAX {
+        let logs: usize = theirs.values().map(BTreeMap::len).sum();
+        if logs.max(theirs.len()) <= ECHOED_MAX {
             return theirs.clone();
         }
-        let kept = self.0.keys();
-        let kept = kept.filter_map(|it| Some((*it, theirs.get(it)?.clone())));
-        kept.collect()
+        let mut room = LOGS_MAX;
+        let mut kept = Heights::new();
+        for author in self.0.keys() {
+            let Some(theirs) = theirs.get(author) else {
+                continue;
+            };
+            let first = theirs.iter().take(room);
+            let logs: BTreeMap<_, _> = first.map(|(log, height)| (*log, *height)).collect();
+            room -= logs.len();
+            if !logs.is_empty() {
+                kept.insert(*author, logs);
+            }
+        }
+        kept
     }
 }
 
@@ -95,5 +115,28 @@ mod tests {
         let long: Heights = (0..999).map(|it| (author(it), [(log, 3)].into())).collect();
         let kept: Vec<_> = echoed.kept(&long).into_keys().collect();
         assert_eq!(kept, [author(7)]);
+    }
+
+    #[test]
+    fn a_have_of_many_logs_is_not_kept_either() {
+        let mut echoed = Echoed::default();
+        let logs: BTreeMap<_, _> = (0..65_536_u32)
+            .map(|it| {
+                let mut bytes = [0; 32];
+                bytes[..4].copy_from_slice(&it.to_be_bytes());
+                (LogId::from_bytes(bytes), 3)
+            })
+            .collect();
+        let long: Heights = [(author(7), logs)].into();
+        assert!(echoed.kept(&long).is_empty());
+        echoed.add([author(7)], Instant::now());
+        let kept = echoed.kept(&long);
+        let logs: usize = kept.values().map(BTreeMap::len).sum();
+        assert_eq!(logs, LOGS_MAX);
+        let half = |number| (author(number), long[&author(7)].clone());
+        echoed.add([author(8)], Instant::now());
+        let kept = echoed.kept(&[half(7), half(8)].into());
+        let logs: usize = kept.values().map(BTreeMap::len).sum();
+        assert_eq!(logs, LOGS_MAX, "of all authors together");
     }
 }

@@ -3,7 +3,7 @@
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use tokio::{
-    sync::Notify,
+    sync::{Notify, Semaphore},
     time::{sleep, timeout},
 };
 
@@ -25,8 +25,32 @@ const DIAL_MAX: Duration = Duration::from_secs(10);
 const BREATH: Duration = Duration::from_millis(5);
 /// After a peer has ended a live session in good order: it may have left the overlay.
 const AFTER_CLOSE: Duration = Duration::from_secs(1);
+/// Peers that are dialled at the same time, apart from those below; the others wait.
+const FIRST_MAX: usize = 48;
+/// Of those that did not answer the last time: most of them are gone, and hold a place for long.
+const AGAIN_MAX: usize = 16;
+/// Of those that are asked in discovery: whom the program looks for, or the local network tells of.
+const MEET_MAX: usize = 64;
+
 /// Tries in a row after which another member may have better luck.
 const RELEASE_AFTER: u32 = 4;
+
+/// Room for dials: whoever may well be there never waits behind those who are gone.
+pub(super) struct Dials {
+    first: Semaphore,
+    pub(super) again: Semaphore,
+    pub(super) meet: Semaphore,
+}
+
+impl Default for Dials {
+    fn default() -> Self {
+        Self {
+            first: Semaphore::new(FIRST_MAX),
+            again: Semaphore::new(AGAIN_MAX),
+            meet: Semaphore::new(MEET_MAX),
+        }
+    }
+}
 
 /// Dials until the topic is closed or the peer is gone for long. Then it is no longer looked for in
 /// this topic, unless the program has asked for it, until it comes in, becomes a neighbour, is met
@@ -159,7 +183,12 @@ pub(super) async fn serve_once(
     let admitted = admitted.ok_or_else(|| SyncError::critical("it is not let in any more"))?;
     let (slot, connection) = {
         // It may take a while, in which the peer may come in itself.
-        let _dialling = shared.dials.acquire().await;
+        let tries = shared.peers.look(peer, topic, |it| it.tries);
+        let dials = match tries {
+            Some(1..) if !once => &shared.dials.again,
+            _ => &shared.dials.first,
+        };
+        let _dialling = dials.acquire().await;
         // Taken first: of two sessions that begin at once one serves, and that is settled here.
         let Some(slot) = shared.peers.take(peer, topic) else {
             return Ok(session::End::Surplus);

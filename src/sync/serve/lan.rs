@@ -88,7 +88,7 @@ fn seen(shared: &Arc<Shared>, asked: &mut BTreeMap<PeerId, Instant>, advert: &Ad
     if asked.insert(*peer, now).is_none() && *shared.serving.borrow() {
         let shared = Arc::clone(shared);
         Arc::clone(&shared).run(async move {
-            let _dialling = shared.dials.acquire().await;
+            let _dialling = shared.dials.meet.acquire().await;
             if let Err(error) = discover::ask(&shared, &addr, LINE).await {
                 tracing::debug!(peer = %addr.peer.short(), %error, "seen on the network, not met");
             }

@@ -79,6 +79,7 @@ use self::{
     discover::Infos,
     doors::Doors,
     ephemeral::Channels,
+    keeper::Dials,
     patience::Patience,
     peers::{Counted, Peers, Rank},
     rate::Rates,
@@ -116,8 +117,6 @@ const GOSSIPS_MAX: usize = 512;
 const GOSSIPS_OF_PEER_MAX: usize = 4;
 /// Peers that are dialled again and again, each in each of its topics.
 const KEPT_MAX: usize = 8_192;
-/// Peers that are dialled at the same time; the others wait.
-const DIALS_MAX: usize = 64;
 /// Peers that are asked again at each interval, chosen at random, and at the same time.
 const ASKED_MAX: usize = 64;
 const ASKED_AT_ONCE: usize = 8;
@@ -145,7 +144,7 @@ struct Shared {
     peers: Arc<Peers>,
     /// Room for tasks that keep a peer served, and for those of them that dial.
     kept: Arc<Semaphore>,
-    dials: Semaphore,
+    dials: Dials,
     claims: Claims,
     doors: Doors,
     /// Connections that came in, and those of them that the topics' overlays have.
@@ -221,7 +220,7 @@ impl Shared {
             channels: Channels::default(),
             watched,
             kept: Arc::new(Semaphore::new(KEPT_MAX)),
-            dials: Semaphore::new(DIALS_MAX),
+            dials: Dials::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             listeners,
@@ -248,6 +247,7 @@ impl Shared {
         for line in lines {
             let (shared, addr) = (Arc::clone(self), addr.clone());
             self.run(async move {
+                let _asking = shared.dials.meet.acquire().await;
                 if let Err(error) = discover::ask(&shared, &addr, line).await {
                     tracing::debug!(peer = %addr.peer.short(), %error, "not met in discovery");
                 }

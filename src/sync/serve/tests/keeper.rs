@@ -104,3 +104,30 @@ async fn what_fails_on_this_side_is_not_held_against_a_peer() {
     guest.close().await;
     house.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn peers_that_did_not_answer_hold_up_no_other() {
+    let house = House::of(1).await;
+    let door = house.door(0, Patience::default()).await;
+    let shared = door.shared();
+    // As many as there may be of them are dialled, and nobody answers.
+    let again = &shared.dials.again;
+    let all = again.available_permits() as u32;
+    let gone = again.acquire_many(all).await.expect("it is open");
+    let (guest, mut knocks) = knocked_at().await;
+    heard_of(&shared, &guest);
+    next(&mut knocks).await.refuse();
+    until("it counts", || tries(&shared, &guest) == 1).await;
+    let second = timeout(Duration::from_secs(2), knocks.recv()).await;
+    assert!(second.is_err(), "it waits behind those that are gone");
+    let (other, mut others) = knocked_at().await;
+    heard_of(&shared, &other);
+    next(&mut others).await.refuse();
+    drop(gone);
+    next(&mut knocks).await.refuse();
+    drop(shared);
+    door.stop().await;
+    guest.close().await;
+    other.close().await;
+    house.close().await;
+}
