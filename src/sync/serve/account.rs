@@ -5,12 +5,16 @@ use std::{sync::atomic::Ordering::Relaxed, time::SystemTime};
 use super::{
     Shared,
     inbound::Told,
+    peers,
     session::{Agreed, End},
 };
 use crate::{
     log_store::{SessionEnd, SessionNews},
     sync::protocol::SyncError,
 };
+
+/// Why a session has ended that was dropped.
+const CUT: &str = "it was ended on this side, before it was over";
 
 /// It begins. A surplus session too: it may bring something.
 pub(super) fn open(shared: &Shared, agreed: &Agreed) {
@@ -26,28 +30,44 @@ pub(super) fn close(
     wrong: Option<String>,
     ended: &Result<End, SyncError>,
 ) {
-    let received = told.received.load(Relaxed);
-    let appended = told.appended.load(Relaxed);
-    let end = SessionEnd {
-        sent,
-        received,
-        appended,
-        error: ended.as_ref().err().map(ToString::to_string),
-    };
     shared.peers.with(agreed.peer, agreed.topic, |it| {
-        it.told.sessions += 1;
-        it.told.sent += sent;
-        it.told.received += received;
-        it.told.appended += appended;
-        it.told.refused += told.refused.load(Relaxed);
-        it.told.put_off += told.again.load(Relaxed);
+        count(&mut it.told, sent, told);
         match (ended, wrong) {
             (Err(error), _) => it.told.last_error = Some(error.to_string()),
             (Ok(_), Some(wrong)) => it.told.last_error = Some(wrong),
             (Ok(_), None) => it.told.last_success = Some(SystemTime::now()),
         }
     });
+    let error = ended.as_ref().err().map(ToString::to_string);
+    let end = ended_with(sent, told, error);
     tell(shared, agreed, Some(end));
+}
+
+/// It was dropped before its end: what came to pass by then is told, and nothing of how it went.
+pub(super) fn cut(shared: &Shared, agreed: &Agreed, sent: u64, told: &Told) {
+    let (peer, topic) = (agreed.peer, agreed.topic);
+    let peers = &shared.peers;
+    peers.look(peer, topic, |it| count(&mut it.told, sent, told));
+    let end = ended_with(sent, told, Some(CUT.to_owned()));
+    tell(shared, agreed, Some(end));
+}
+
+fn count(counts: &mut peers::Told, sent: u64, told: &Told) {
+    counts.sessions += 1;
+    counts.sent += sent;
+    counts.received += told.received.load(Relaxed);
+    counts.appended += told.appended.load(Relaxed);
+    counts.refused += told.refused.load(Relaxed);
+    counts.put_off += told.again.load(Relaxed);
+}
+
+fn ended_with(sent: u64, told: &Told, error: Option<String>) -> SessionEnd {
+    SessionEnd {
+        sent,
+        received: told.received.load(Relaxed),
+        appended: told.appended.load(Relaxed),
+        error,
+    }
 }
 
 fn tell(shared: &Shared, agreed: &Agreed, ended: Option<SessionEnd>) {

@@ -69,14 +69,20 @@ const CEILING_PATIENCE: u32 = 32;
 /// Topics that wait for their turn; further ones are served without an order among them.
 const WAITING_MAX: usize = 256;
 
+/// Names a chunk that was granted: what is reported of it later says nothing of another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Grant(u64);
+
 /// What may be done for a peer in one topic now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Turn {
     /// It has everything: live mode.
     Complete,
-    /// Send the next chunk, at most this much, and then report [`Pacer::sent`] or
-    /// [`Pacer::failed`].
+    /// Send the next chunk, at most this much, and then report [`Pacer::sent`],
+    /// [`Pacer::failed`] or [`Pacer::unsent`].
     Send {
+        /// Names it.
+        grant: Grant,
         /// Operations.
         operations: u64,
         /// Bytes; a first operation that has more goes alone.
@@ -116,6 +122,7 @@ pub(crate) struct Pacer<T> {
     settled: u64,
     /// How long the last chunk took to be seen, in part: when to look at the next one.
     look: Duration,
+    grants: u64,
     under_way: Option<UnderWay<T>>,
     /// In the order in which they have their turns, and when they last asked.
     waiting: VecDeque<(T, Instant)>,
@@ -123,6 +130,7 @@ pub(crate) struct Pacer<T> {
 
 #[derive(Debug)]
 struct UnderWay<T> {
+    grant: Grant,
     topic: T,
     granted: Instant,
     /// When it was sent; none while it is.
@@ -145,6 +153,7 @@ impl<T: Copy + PartialEq> Pacer<T> {
             lost_in_a_row: 0,
             settled: 0,
             look: LOOK_FIRST,
+            grants: 0,
             under_way: None,
             waiting: VecDeque::new(),
         }
@@ -185,7 +194,10 @@ impl<T: Copy + PartialEq> Pacer<T> {
             return Turn::Wait(TURN_WAIT);
         }
         self.leave(topic);
+        self.grants += 1;
+        let grant = Grant(self.grants);
         self.under_way = Some(UnderWay {
+            grant,
             topic,
             granted: now,
             sent: None,
@@ -194,14 +206,15 @@ impl<T: Copy + PartialEq> Pacer<T> {
             looks: 0,
         });
         Turn::Send {
+            grant,
             operations: self.operations,
             bytes: self.bytes,
         }
     }
 
     /// The chunk is written, and the peer has read it.
-    pub(crate) fn sent(&mut self, topic: T, now: Instant) -> Duration {
-        if let Some(chunk) = self.of(topic) {
+    pub(crate) fn sent(&mut self, grant: Grant, now: Instant) -> Duration {
+        if let Some(chunk) = self.granted(grant) {
             chunk.sent = Some(now);
             chunk.moved = now;
         }
@@ -209,25 +222,23 @@ impl<T: Copy + PartialEq> Pacer<T> {
     }
 
     /// The session ended before the chunk was written and read.
-    pub(crate) fn failed(&mut self, topic: T) {
-        if self.of(topic).is_some() {
+    pub(crate) fn failed(&mut self, grant: Grant) {
+        if self.granted(grant).is_some() {
             self.under_way = None;
             self.shrink();
         }
     }
 
     /// Nothing was sent after all: a chunk that was sent before goes on being looked after.
-    pub(crate) fn unsent(&mut self, topic: T) {
-        if self.of(topic).is_some_and(|it| it.sent.is_none()) {
+    pub(crate) fn unsent(&mut self, grant: Grant) {
+        if self.granted(grant).is_some_and(|it| it.sent.is_none()) {
             self.under_way = None;
         }
     }
 
-    /// Nothing was sent after all, or the topic is closed.
-    pub(crate) fn given_back(&mut self, topic: T) {
-        if self.of(topic).is_some() {
-            self.under_way = None;
-        }
+    /// The topic is closed.
+    pub(crate) fn closed(&mut self, topic: T) {
+        self.under_way = self.under_way.take().filter(|it| it.topic != topic);
         self.leave(topic);
     }
 
@@ -250,8 +261,8 @@ impl<T: Copy + PartialEq> Pacer<T> {
         self.waiting.retain(|it| it.0 != topic);
     }
 
-    fn of(&mut self, topic: T) -> Option<&mut UnderWay<T>> {
-        self.under_way.as_mut().filter(|it| it.topic == topic)
+    fn granted(&mut self, grant: Grant) -> Option<&mut UnderWay<T>> {
+        self.under_way.as_mut().filter(|it| it.grant == grant)
     }
 
     /// What has become of the chunk under way; none if that is settled.

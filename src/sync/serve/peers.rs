@@ -13,7 +13,7 @@ use std::{
 use rand::seq::IteratorRandom;
 use tokio::sync::Notify;
 
-pub(super) use self::places::{Counted, Slot};
+pub(super) use self::places::{Counted, Granted, Slot};
 use super::{
     aside::Aside,
     echoed::Echoed,
@@ -126,8 +126,8 @@ pub(super) struct Told {
 pub(super) enum Job {
     /// It has everything.
     Live,
-    /// This chunk.
-    Send(Plan),
+    /// This chunk, which has something.
+    Send(Plan, Granted),
     /// Nothing; look again then.
     Look(Duration),
 }
@@ -277,7 +277,7 @@ impl Peers {
     /// Notes a `Have`, and decides what to do for the peer. `size` gives the operations and bytes
     /// of a log above a sequence number and up to another.
     pub(super) fn job(
-        &self,
+        self: &Arc<Self>,
         peer: PeerId,
         topic: Topic,
         line: Line,
@@ -289,7 +289,7 @@ impl Peers {
     }
 
     fn job_at(
-        &self,
+        self: &Arc<Self>,
         now: Instant,
         (peer, topic, line): (PeerId, Topic, Line),
         (held, theirs): (&Heights, &Heights),
@@ -302,11 +302,16 @@ impl Peers {
         let Some((turn, behind)) = self.turn((peer, topic, line), theirs, missing, now) else {
             return Ok(Job::Look(NO_ROOM));
         };
-        let (operations, bytes) = match turn {
+        let (grant, operations, bytes) = match turn {
             Turn::Complete => return Ok(Job::Live),
             Turn::Wait(pause) => return Ok(Job::Look(pause)),
-            Turn::Send { operations, bytes } => (operations, bytes),
+            Turn::Send {
+                grant,
+                operations,
+                bytes,
+            } => (grant, operations, bytes),
         };
+        let granted = Granted::new(self, (peer, line), grant);
         let budget = Budget {
             operations: u32::try_from(operations).unwrap_or(u32::MAX),
             bytes,
@@ -317,6 +322,11 @@ impl Peers {
         let before = |it| ours.range(..it).next_back().map(|it| *it.0);
         let behind = suspect.map_or(behind, before);
         let plan = Plan::compute(&ours, theirs, budget, behind.as_ref(), &size)?;
+        if plan.operations == 0 {
+            // All that it lacks is set aside.
+            self.look(peer, topic, |it| it.told.missing = Some(0));
+            return Ok(Job::Live);
+        }
         self.with(peer, topic, |served| {
             let again = plan.ranges.iter().map(|it| served.sent_before(it));
             let again = again.sum::<u64>();
@@ -327,7 +337,7 @@ impl Peers {
             served.chunk.clone_from(&plan.ranges);
             served.behind = plan.last_author().copied();
         });
-        Ok(Job::Send(plan))
+        Ok(Job::Send(plan, granted))
     }
 
     /// Another member served it, and may have sent as much as a chunk has at the most.
@@ -370,26 +380,6 @@ impl Peers {
         Some((turn, served.behind))
     }
 
-    /// The chunk was written and read; when to look what has become of it.
-    pub(super) fn sent(&self, peer: PeerId, topic: Topic, line: Line) -> Duration {
-        self.sent_at(Instant::now(), (peer, topic, line))
-    }
-
-    fn sent_at(&self, now: Instant, (peer, topic, line): (PeerId, Topic, Line)) -> Duration {
-        self.pace(peer, line, |it| it.sent(topic, now))
-            .unwrap_or_default()
-    }
-
-    /// The session ended before the chunk was written and read.
-    pub(super) fn failed(&self, peer: PeerId, topic: Topic, line: Line) {
-        self.pace(peer, line, |it| it.failed(topic));
-    }
-
-    /// A chunk that was granted is not sent after all.
-    pub(super) fn given_back(&self, peer: PeerId, topic: Topic, line: Line) {
-        self.pace(peer, line, |it| it.unsent(topic));
-    }
-
     /// Operations of the next chunk.
     pub(super) fn chunk(&self, peer: PeerId, line: Line) -> Option<u64> {
         self.pace(peer, line, |it| it.chunk())
@@ -428,7 +418,7 @@ impl Peers {
                 served.moved.notify_waiters();
             }
             for pace in peer.paces.values_mut() {
-                pace.given_back(topic);
+                pace.closed(topic);
             }
         }
     }

@@ -17,9 +17,9 @@ use tokio::{
 use super::{
     Shared, account,
     admission::{Admitted, shown},
-    inbound::Inbound,
+    inbound::{Inbound, Told},
     lately::{Lately, PassedOn},
-    peers::{Job, Peers, Slot},
+    peers::{Granted, Job, Peers, Slot},
     topic::{Feed, News, next},
 };
 use crate::{
@@ -123,6 +123,8 @@ struct Running<'a> {
     /// What is being written; an empty piece is none.
     out: [Bytes; 1],
     inbound: Option<Inbound>,
+    /// What has become of what came in.
+    told: Arc<Told>,
     live: Option<broadcast::Receiver<News>>,
     ours: Heights,
     /// What the peer holds, where that decides what it is told.
@@ -130,6 +132,8 @@ struct Running<'a> {
     /// Whether it has tried to push, and may not.
     asked: bool,
     plan: Plan,
+    /// While it may be sent.
+    granted: Option<Granted>,
     /// Where the plan stands: which range, and behind which sequence number.
     at: (usize, Option<u32>),
     given: u64,
@@ -144,6 +148,8 @@ struct Running<'a> {
     sent: u64,
     /// Of those, the live ones.
     lives: u32,
+    /// Whether its end was told.
+    accounted: bool,
 }
 
 /// What the session is about to do.
@@ -180,6 +186,7 @@ impl<'a> Running<'a> {
             send,
             recv,
             out: [Bytes::new()],
+            told: Arc::clone(inbound.told()),
             inbound: Some(inbound),
             // From before what we say that we hold: nothing falls between the two.
             live: Some(agreed.feed.subscribe()),
@@ -188,6 +195,7 @@ impl<'a> Running<'a> {
             theirs: None,
             asked: false,
             plan: Plan::default(),
+            granted: None,
             at: (0, None),
             given: 0,
             step: Step::Haves,
@@ -199,13 +207,14 @@ impl<'a> Running<'a> {
             finish_when_sent: false,
             sent: 0,
             lives: 0,
+            accounted: false,
         }
     }
 
     async fn drive(&mut self) -> Result<End, SyncError> {
         let mut serving = self.shared.serving.subscribe();
         let over = self.agreed.admitted.over.clone();
-        let told = self.inbound.as_ref().map(|it| Arc::clone(it.told()));
+        let told = Arc::clone(&self.told);
         loop {
             if let Some(end) = self.advance().await? {
                 return Ok(end);
@@ -248,7 +257,7 @@ impl<'a> Running<'a> {
                     None => return Ok(End::Ask),
                 },
                 // Some of what a live peer sent was not taken: it is to hear what we hold.
-                () = again(told.as_deref()), if retries => {
+                () = told.retry.notified(), if retries => {
                     self.ask_at = Some(Instant::now() + RETRY_PAUSE);
                 }
                 () = sleep_until(ask_at), if asks => {
@@ -313,12 +322,12 @@ impl<'a> Running<'a> {
     }
 
     /// How it ended, when we wanted it to.
-    fn over(&self) -> End {
-        let Agreed {
-            peer, topic, line, ..
-        } = self.agreed;
+    fn over(&mut self) -> End {
         match self.step {
-            Step::Chunk => End::Sent(self.shared.peers.sent(peer, topic, line)),
+            Step::Chunk => {
+                let look = self.granted.take().map(Granted::sent);
+                End::Sent(look.unwrap_or_default())
+            }
             Step::Nothing(pause) => End::Look(pause),
             Step::Surplus => End::Surplus,
             Step::Closing if self.agreed.once => End::Complete,
@@ -389,9 +398,8 @@ impl<'a> Running<'a> {
         self.step = match job {
             Job::Live => Step::Live,
             Job::Look(pause) => Step::Nothing(pause),
-            Job::Send(plan) if plan.operations == 0 => Step::Live,
-            Job::Send(plan) => {
-                self.plan = plan;
+            Job::Send(plan, granted) => {
+                (self.plan, self.granted) = (plan, Some(granted));
                 Step::Chunk
             }
         };
@@ -490,7 +498,7 @@ impl<'a> Running<'a> {
     }
 
     /// Stock drops the connection as soon as it has read our `Close`.
-    fn lost(&self, error: WireError) -> Result<End, SyncError> {
+    fn lost(&mut self, error: WireError) -> Result<End, SyncError> {
         if self.session.exchange_ended() && self.step != Step::Live {
             return Ok(self.over());
         }
@@ -502,7 +510,7 @@ impl<'a> Running<'a> {
         self.step != Step::Live || !self.session.exchange_ended() || !self.out[0].is_empty()
     }
 
-    fn timed_out(&self) -> Result<End, SyncError> {
+    fn timed_out(&mut self) -> Result<End, SyncError> {
         let exchanged = self.session.exchange_ended();
         if self.step == Step::Closing {
             // It was to be asked again, and has more to say than there is time for.
@@ -517,23 +525,17 @@ impl<'a> Running<'a> {
 
     /// Notes how it went, once what came in is committed or refused.
     async fn settle(mut self, ended: Result<End, SyncError>) -> Result<End, SyncError> {
-        let Agreed {
-            peer, topic, line, ..
-        } = self.agreed;
-        let peers = &self.shared.peers;
-        match (&ended, self.step) {
-            (Ok(End::Sent(_)), _) => {}
-            (Err(_), Step::Chunk) => peers.failed(peer, topic, line),
-            // Stopped by us: a chunk that was granted and not sent holds up no other.
-            (Ok(_), Step::Chunk) | (_, Step::Haves | Step::Live) => {
-                peers.given_back(peer, topic, line);
-            }
-            _ => {}
+        let Agreed { peer, topic, .. } = self.agreed;
+        // Stopped by us: a chunk that was granted and not sent holds up no other.
+        if let Some(granted) = self.granted.take()
+            && ended.is_err()
+        {
+            granted.failed();
         }
         let Some(inbound) = self.inbound.take() else {
             return ended;
         };
-        let told = Arc::clone(inbound.told());
+        let told = Arc::clone(&self.told);
         if self.agreed.admitted.over.is_cancelled() {
             // Nothing of what still waits was acknowledged, and it may not be taken any more.
             inbound.discard();
@@ -550,7 +552,8 @@ impl<'a> Running<'a> {
                 self.shared.registers(peer, wrong);
             }
         }
-        peers.echo(peer, topic, wrong.authors);
+        self.shared.peers.echo(peer, topic, wrong.authors);
+        self.accounted = true;
         account::close(
             self.shared,
             &self.agreed,
@@ -567,9 +570,11 @@ impl<'a> Running<'a> {
     }
 }
 
-async fn again(told: Option<&super::inbound::Told>) {
-    match told {
-        Some(told) => told.retry.notified().await,
-        None => std::future::pending().await,
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        if !self.accounted {
+            // Ended from outside: by whoever waited for it, or with the topic or the door.
+            account::cut(self.shared, &self.agreed, self.sent, &self.told);
+        }
     }
 }

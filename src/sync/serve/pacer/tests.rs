@@ -45,6 +45,13 @@ impl Stock {
     }
 }
 
+fn granted(turn: Turn) -> Grant {
+    match turn {
+        Turn::Send { grant, .. } => grant,
+        other => panic!("nothing is to be sent: {other:?}"),
+    }
+}
+
 struct Outcome {
     sent: u64,
     took: Duration,
@@ -80,7 +87,9 @@ fn serve(total: u64, room: u64, per_operation: Duration) -> Outcome {
                 };
             }
             Turn::Wait(pause) => now += pause,
-            Turn::Send { operations, .. } => {
+            Turn::Send {
+                grant, operations, ..
+            } => {
                 assert!(
                     (BOUNDS.min..=BOUNDS.max).contains(&operations),
                     "{operations}"
@@ -92,7 +101,7 @@ fn serve(total: u64, room: u64, per_operation: Duration) -> Outcome {
                     stock.receive(at, now);
                 }
                 outcome = (outcome.0 + target - from, outcome.1 + 1);
-                now += pacer.sent(1, now);
+                now += pacer.sent(grant, now);
             }
         }
     }
@@ -133,15 +142,12 @@ fn another_topic_waits_for_the_chunk_under_way_and_then_has_its_turn() {
         missing: 1_000,
         reached,
     };
-    assert!(matches!(
-        pacer.turn('a', behind(0, true), now),
-        Turn::Send { .. }
-    ));
+    let grant = granted(pacer.turn('a', behind(0, true), now));
     assert!(matches!(
         pacer.turn('b', behind(0, true), now),
         Turn::Wait(_)
     ));
-    pacer.sent('a', now);
+    pacer.sent(grant, now);
     let now = now + Duration::from_secs(1);
     // It is there: yet the other topic is in front, whoever asks first.
     assert!(matches!(
@@ -166,9 +172,9 @@ fn topics_that_go_on_asking_have_their_turns_one_after_the_other() {
             missing: 1_000,
             reached: true,
         };
-        if let Turn::Send { .. } = pacer.turn(topic, seen, now) {
+        if let Turn::Send { grant, .. } = pacer.turn(topic, seen, now) {
             turns.push(topic);
-            pacer.sent(topic, now);
+            pacer.sent(grant, now);
         }
         now += Duration::from_millis(30);
     }
@@ -189,8 +195,8 @@ fn a_topic_that_asks_no_more_holds_up_no_other() {
         missing: 1_000,
         reached: true,
     };
-    pacer.turn('a', seen, now);
-    pacer.sent('a', now);
+    let grant = granted(pacer.turn('a', seen, now));
+    pacer.sent(grant, now);
     pacer.turn('b', seen, now);
     let waits = pacer.turn('a', seen, now + PLACE_MAX);
     assert!(matches!(waits, Turn::Wait(_)), "{waits:?}");
@@ -208,8 +214,8 @@ fn a_failed_chunk_shrinks_the_next() {
         missing: 500,
         reached: true,
     };
-    pacer.turn('a', seen, now);
-    pacer.failed('a');
+    let grant = granted(pacer.turn('a', seen, now));
+    pacer.failed(grant);
     let turn = pacer.turn('a', seen, now);
     assert!(
         matches!(
@@ -221,6 +227,28 @@ fn a_failed_chunk_shrinks_the_next() {
         ),
         "{turn:?}"
     );
+}
+
+#[test]
+fn what_is_said_of_a_chunk_of_long_ago_says_nothing_of_another_one() {
+    let now = Instant::now();
+    let mut pacer = Pacer::new(BOUNDS);
+    let seen = Seen {
+        held: 0,
+        missing: 500,
+        reached: true,
+    };
+    let old = granted(pacer.turn('a', seen, now));
+    let later = now + HELD_MAX + Duration::from_secs(1);
+    let new = granted(pacer.turn('a', seen, later));
+    pacer.failed(old);
+    pacer.unsent(old);
+    pacer.sent(old, later);
+    let waits = pacer.turn('b', seen, later);
+    assert!(matches!(waits, Turn::Wait(_)), "{waits:?}");
+    assert_eq!(pacer.chunk(), BOUNDS.start);
+    pacer.unsent(new);
+    granted(pacer.turn('b', seen, later));
 }
 
 proptest! {

@@ -2,14 +2,21 @@
 //! many.
 
 use std::{
+    fmt,
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::Mutex;
 
-use super::{Peers, Rank};
-use crate::{identity::PeerId, log_store::Topic};
+use super::{
+    super::pacer::{Grant, Pacer},
+    Peers, Rank,
+};
+use crate::{
+    identity::PeerId,
+    log_store::{Line, Topic},
+};
 
 /// The place of the one session that serves a peer in a topic; given back when dropped.
 pub(in crate::sync::serve) struct Slot {
@@ -23,6 +30,15 @@ pub(in crate::sync::serve) struct Slot {
 pub(in crate::sync::serve) struct Counted {
     peers: Arc<Peers>,
     peer: PeerId,
+}
+
+/// A chunk that a session may send to a peer. Until it says what has become of it, no other is
+/// under way; where it says nothing, it is given back when dropped.
+pub(in crate::sync::serve) struct Granted {
+    peers: Arc<Peers>,
+    peer: PeerId,
+    line: Line,
+    grant: Grant,
 }
 
 impl Peers {
@@ -72,6 +88,49 @@ impl Peers {
             peers: Arc::clone(self),
             peer,
         })
+    }
+}
+
+impl Granted {
+    pub(super) fn new(peers: &Arc<Peers>, (peer, line): (PeerId, Line), grant: Grant) -> Self {
+        Self {
+            peers: Arc::clone(peers),
+            peer,
+            line,
+            grant,
+        }
+    }
+
+    /// It was written and read; when to look what has become of it.
+    pub(in crate::sync::serve) fn sent(self) -> Duration {
+        self.sent_at(Instant::now())
+    }
+
+    pub(super) fn sent_at(self, now: Instant) -> Duration {
+        self.tell(|pace| pace.sent(self.grant, now))
+            .unwrap_or_default()
+    }
+
+    /// The session ended before it was written and read.
+    pub(in crate::sync::serve) fn failed(self) {
+        self.tell(|pace| pace.failed(self.grant));
+    }
+
+    fn tell<R>(&self, tell: impl FnOnce(&mut Pacer<Topic>) -> R) -> Option<R> {
+        self.peers.pace(self.peer, self.line, tell)
+    }
+}
+
+impl Drop for Granted {
+    fn drop(&mut self) {
+        // Of one that was sent, or has failed, this says nothing.
+        self.tell(|pace| pace.unsent(self.grant));
+    }
+}
+
+impl fmt::Debug for Granted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Granted").field(&self.grant).finish()
     }
 }
 

@@ -137,16 +137,16 @@ impl Serving {
             let job = self
                 .peers
                 .job_at(self.now, whom, (ours, &self.theirs), size);
-            let plan = match job.expect("it is readable") {
+            let (plan, granted) = match job.expect("it is readable") {
                 Job::Live => return None,
                 Job::Look(pause) => {
                     self.now += pause;
                     continue;
                 }
-                Job::Send(plan) if plan.operations == 0 => return None,
-                Job::Send(plan) => plan,
+                Job::Send(plan, granted) => (plan, granted),
             };
-            self.now += self.peers.sent_at(self.now, whom);
+            assert_ne!(plan.operations, 0);
+            self.now += granted.sent_at(self.now);
             let taken = plan.ranges.iter();
             for range in taken.filter(|it| it.author != Self::author(1)) {
                 self.theirs
@@ -192,4 +192,32 @@ fn a_peer_on_another_branch_of_one_log_gets_all_the_others() {
     // After a while it is tried again, for the peer may have been mended.
     serving.now += Duration::from_mins(6);
     assert_eq!(serving.next_chunk(&ours), Some(vec![Serving::author(1)]));
+}
+
+#[test]
+fn a_peer_that_lacks_only_what_is_set_aside_is_live_and_holds_up_no_other_topic() {
+    let peers = Arc::new(Peers::new(|_| {}));
+    assert!(peers.learn(&at(1), Rank::Met));
+    peers.with(peer(1), Serving::TOPIC, |_| ()).expect("room");
+    let mut serving = Serving {
+        peers: Arc::clone(&peers),
+        now: Instant::now(),
+        theirs: Serving::heights(&[(1, 3)]),
+    };
+    let ours = Serving::heights(&[(1, 900)]);
+    while serving.next_chunk(&ours).is_some() {}
+    let told = |look: fn(&Told) -> Option<u64>| {
+        let told = peers.look(peer(1), Serving::TOPIC, |it| look(&it.told));
+        told.flatten()
+    };
+    assert_eq!(told(|it| Some(it.set_aside)), Some(1));
+    assert_eq!(told(|it| it.missing), Some(0));
+    let behind = Seen {
+        held: 0,
+        missing: 9,
+        reached: true,
+    };
+    let other = Topic::from_bytes([9; 32]);
+    let turn = peers.pace(peer(1), Line::V07, |it| it.turn(other, behind, serving.now));
+    assert!(matches!(turn, Some(Turn::Send { .. })), "{turn:?}");
 }

@@ -5,10 +5,14 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{
-    super::{Patience, Shared, peers::Rank},
+    super::{Patience, Shared, keeper, peers::Rank},
+    doors,
     guest::{Guest, House, soon, topic, until},
 };
-use crate::{log_store::Line, sync::outsiders, sync::wire::Knock};
+use crate::{
+    log_store::{Line, mint::Writer},
+    sync::{codec::Message, outsiders, wire::Knock},
+};
 
 const LINE: Line = Line::V07;
 
@@ -129,5 +133,42 @@ async fn peers_that_did_not_answer_hold_up_no_other() {
     door.stop().await;
     guest.close().await;
     other.close().await;
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_is_dropped_is_told_to_have_ended_and_holds_no_chunk() {
+    let house = House::of(1).await;
+    let mut ada = Writer::new(1, topic(LINE), LINE);
+    house.append(ada.many(5)).await;
+    let door = house.door(0, Patience::default()).await;
+    let shared = door.shared();
+    let mut news = house.logs[0].hear_sessions();
+    let (guest, mut coming) = doors::open_guest().await;
+    assert!(shared.learn(&guest.addr(), Rank::Met));
+    let (serving, peer) = (Arc::clone(&shared), guest.id());
+    let serve = move || {
+        let shared = Arc::clone(&serving);
+        tokio::spawn(async move { keeper::serve_once(&shared, peer, topic(LINE), true).await })
+    };
+    for _ in 0..2 {
+        let serving = serve();
+        let mut talk = doors::next(&mut coming, LINE).await;
+        talk.have_nothing().await;
+        // It is sent a chunk, the second time too, and has not said that it has it.
+        let heard = talk.hear().await;
+        let all = matches!(heard, Some(Message::PreSync { operations: 5, .. }));
+        assert!(all, "{heard:?}");
+        let began = soon("its beginning", news.recv()).await;
+        assert!(began.expect("it is told").ended.is_none());
+        serving.abort();
+        let ended = soon("its end", news.recv()).await.expect("it is told");
+        let error = ended.ended.and_then(|it| it.error);
+        assert!(error.is_some(), "it did not end by itself");
+        assert!(serving.await.is_err(), "it is dropped");
+    }
+    drop((serve, shared));
+    door.stop().await;
+    guest.close().await;
     house.close().await;
 }
