@@ -247,6 +247,19 @@ impl PeerAddr {
         self.addrs.len() <= Self::ADDRS_MAX && relay <= Self::RELAY_BYTES_MAX
     }
 
+    /// Adds what was learned later. Where that is more than there may be, what was known before
+    /// makes room.
+    pub(crate) fn merge(&mut self, later: &Self) {
+        let mut now = later.clone().capped();
+        for former in &self.addrs {
+            if now.addrs.len() < Self::ADDRS_MAX {
+                now.addrs.insert(*former);
+            }
+        }
+        now.relay = now.relay.or_else(|| self.relay.take());
+        *self = now.capped();
+    }
+
     /// Within the limits: without the addresses after the 16th, without a relay whose URL is too
     /// long.
     #[must_use]

@@ -107,14 +107,8 @@ impl MemberAddr {
     /// Adds what was learned later. Where that is more than there may be, what was known before
     /// makes room.
     pub(crate) fn merge(&mut self, later: Self) {
-        let before = std::mem::replace(self, later);
-        for addr in before.quic.addrs {
-            if self.quic.addrs.len() < PeerAddr::ADDRS_MAX {
-                self.quic.addrs.insert(addr);
-            }
-        }
-        self.quic.relay = self.quic.relay.take().or(before.quic.relay);
-        for (name, addr) in before.ways {
+        self.quic.merge(&later.quic);
+        for (name, addr) in std::mem::replace(&mut self.ways, later.ways) {
             self.insert(name, addr);
         }
     }

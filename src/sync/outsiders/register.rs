@@ -71,14 +71,7 @@ impl Entry {
     /// Takes in how it went with the peer at this address.
     pub(crate) fn saw(&mut self, addr: &PeerAddr, went: &Went, at_ms: u64) {
         // Where it is now, before where it was once: the oldest are not known, so the room decides.
-        let mut now = addr.clone();
-        for former in &self.addr.addrs {
-            if now.addrs.len() < PeerAddr::ADDRS_MAX {
-                now.addrs.insert(*former);
-            }
-        }
-        now.relay = now.relay.or_else(|| self.addr.relay.take());
-        self.addr = now.capped();
+        self.addr.merge(addr);
         match went {
             Went::Well => self.success_ms = self.success_ms.max(Some(at_ms)),
             Went::Wrong(why) => {

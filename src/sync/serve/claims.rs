@@ -188,8 +188,7 @@ impl Shared {
                 return false;
             }
             claim.server = here;
-            claim.addr.addrs.extend(addr.addrs);
-            claim.addr = claim.addr.capped();
+            claim.addr.merge(&addr);
             self.learn(&claim.addr, Rank::Met);
             if claim.topics.len() >= TOPICS_MAX {
                 // Those that were closed since; the state that a quorum has confirmed says which.

@@ -154,11 +154,7 @@ impl Peers {
         let Some(peer) = self.entry(&mut table, addr.peer, rank) else {
             return false;
         };
-        peer.addr.addrs.extend(addr.addrs.iter().copied());
-        if addr.relay.is_some() {
-            peer.addr.relay.clone_from(&addr.relay);
-        }
-        peer.addr = peer.addr.clone().capped();
+        peer.addr.merge(addr);
         if rank > Rank::Hearsay {
             peer.touched = Instant::now();
         }

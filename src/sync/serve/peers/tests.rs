@@ -221,3 +221,28 @@ fn a_peer_that_lacks_only_what_is_set_aside_is_live_and_holds_up_no_other_topic(
     let turn = peers.pace(peer(1), Line::V07, |it| it.turn(other, behind, serving.now));
     assert!(matches!(turn, Some(Turn::Send { .. })), "{turn:?}");
 }
+
+#[test]
+fn where_a_peer_was_seen_last_is_where_it_is_dialled() {
+    let peers = Arc::new(Peers::new(|_| {}));
+    let of = |hosts: std::ops::Range<u8>, relay: &str| {
+        let addrs = hosts.map(|it| ([192, 0, 2, it], 4_000).into());
+        let mut addr = PeerAddr::new(peer(1), addrs);
+        addr.relay = Some(relay.to_owned());
+        addr
+    };
+    assert!(peers.learn(&of(100..116, "https://a.example"), Rank::Met));
+    for now in [
+        of(200..201, "https://b.example"),
+        of(1..2, "https://c.example"),
+    ] {
+        assert!(peers.learn(&now, Rank::Met));
+        let known = peers.addr(peer(1));
+        assert!(
+            known.addrs.is_superset(&now.addrs),
+            "it is known by {known}"
+        );
+        assert_eq!(known.relay, now.relay);
+        assert_eq!(known.addrs.len(), PeerAddr::ADDRS_MAX);
+    }
+}

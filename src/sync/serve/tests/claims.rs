@@ -94,3 +94,28 @@ async fn all_sessions_of_a_new_peer_claim_it_at_once() {
     guest.close().await;
     house.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_names_where_the_peer_is_now() {
+    let line = Line::V07;
+    let house = House::of(1).await;
+    let door = house.door(0, Patience::default()).await;
+    let shared = door.shared();
+    let guest = Guest::new().await;
+    for relay in ["https://b.example/", "https://a.example/"] {
+        let mut now = guest.addr();
+        now.relay = Some(relay.to_owned());
+        assert!(shared.learn(&now, Rank::Met));
+        assert!(shared.claim(guest.id(), topic(line), line).await);
+        let known = shared.peers.addr(guest.id());
+        assert_eq!(known.relay.as_deref(), Some(relay));
+        // It is named there: to claim it again changes nothing.
+        let version = shared.claims.version(guest.id());
+        assert!(shared.claim(guest.id(), topic(line), line).await);
+        assert_eq!(shared.claims.version(guest.id()), version);
+    }
+    drop(shared);
+    door.stop().await;
+    guest.close().await;
+    house.close().await;
+}
