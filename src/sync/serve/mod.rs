@@ -141,6 +141,8 @@ struct Shared {
     serving: watch::Sender<bool>,
     seats: Arc<Seats>,
     topics: Mutex<BTreeMap<Topic, Feed>>,
+    /// One look at which topics are open at a time: a slow one knows less than a later one.
+    looking: Mutex<()>,
     peers: Arc<Peers>,
     /// Room for tasks that keep a peer served, and for those of them that dial.
     kept: Arc<Semaphore>,
@@ -205,6 +207,7 @@ impl Shared {
             options,
             patience,
             topics: Mutex::default(),
+            looking: Mutex::default(),
             peers: Arc::new(Peers::new({
                 let wire = wire.clone();
                 move |peer| wire.forget(peer)
@@ -226,10 +229,9 @@ impl Shared {
             listeners,
             wire,
         });
-        shared.begin();
-        for peer in &shared.options.peers {
-            shared.look_for(peer);
-        }
+        shared.begin().await;
+        let wanted = shared.options.peers.iter();
+        wanted.for_each(|it| shared.look_for(it));
         Ok(shared)
     }
 
@@ -281,9 +283,9 @@ impl Shared {
     }
 
     /// Begins to serve.
-    fn begin(self: &Arc<Self>) {
+    async fn begin(self: &Arc<Self>) {
         // Before anybody knocks; where it fails, nobody is let in until it does not.
-        self.look_at_topics();
+        self.follow_topics().await;
         self.run(register::tell(Arc::clone(self)));
         self.run(admission::watch(Arc::clone(self)));
         self.run(watch_quorum(Arc::clone(self)));
@@ -324,11 +326,13 @@ impl Shared {
         topics.iter().map(|(topic, it)| (*topic, it.line)).collect()
     }
 
-    /// Opens and closes what the group has opened and closed.
+    /// Opens and closes what the group has opened and closed; not on an async thread.
     fn look_at_topics(self: &Arc<Self>) {
+        let _looking = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
         let Ok(wanted) = self.logs.topics() else {
             return;
         };
+        fail::fail_point!("sync::topics_read");
         // What a topic admits, and how it is served, was said before it was opened.
         if let Err(error) = self.look_at_admissions() {
             tracing::warn!(%error, "who may be served cannot be read");
@@ -352,6 +356,15 @@ impl Shared {
         }
         for topic in gone {
             self.peers.close_topic(topic);
+        }
+    }
+
+    /// The same where async code runs. What was opened before this was called is open then.
+    async fn follow_topics(self: &Arc<Self>) {
+        let shared = Arc::clone(self);
+        let looking = self.tasks.spawn_blocking(move || shared.look_at_topics());
+        if let Err(error) = looking.await {
+            tracing::warn!(%error, "which topics are open cannot be looked at");
         }
     }
 
@@ -421,7 +434,7 @@ async fn watch_quorum(shared: Arc<Shared>) {
 async fn watch_topics(shared: Arc<Shared>) {
     let mut committed = shared.logs.committed();
     while committed.changed().await.is_ok() {
-        shared.look_at_topics();
+        shared.follow_topics().await;
         sleep(TOPICS_PAUSE).await;
     }
 }

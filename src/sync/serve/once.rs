@@ -104,7 +104,7 @@ impl Shared {
         if !self.confirm_admissions().await {
             return Err(SyncWithError::NotServing);
         }
-        self.look_at_topics();
+        self.follow_topics().await;
         let peer = addr.peer;
         self.learn(&addr, Rank::Met);
         let mut topics = self.topics_told(peer);

@@ -96,25 +96,27 @@ impl PeerStatus {
 impl Shared {
     /// Adds what the group knows of peers that other members serve.
     fn served_elsewhere(&self, peers: &mut Vec<PeerStatus>) {
+        let told = peers.iter().enumerate();
+        let mut told: BTreeMap<_, _> = told.map(|(at, it)| ((it.peer, it.topic), at)).collect();
         for claimed in self.claims.all() {
             let Claimed { peer, server, .. } = claimed;
+            let elsewhere = self.is_served_elsewhere(peer);
             for (topic, line) in claimed.topics {
-                let known = peers
-                    .iter_mut()
-                    .find(|it| (it.peer, it.topic) == (peer, topic));
-                if let Some(known) = known {
-                    if known.state == PeerState::Waiting && self.is_served_elsewhere(peer) {
+                let known = told.get(&(peer, topic));
+                if let Some(known) = known.and_then(|at| peers.get_mut(*at)) {
+                    if known.state == PeerState::Waiting && elsewhere {
                         known.state = PeerState::Elsewhere;
                     }
                     continue;
                 }
+                told.insert((peer, topic), peers.len());
                 peers.push(PeerStatus {
                     peer,
                     topic,
                     rights: self.admissions.verdict(peer, topic).rights,
                     line: Some(line),
                     server,
-                    state: match self.is_served_elsewhere(peer) {
+                    state: match elsewhere {
                         true => PeerState::Elsewhere,
                         false => PeerState::Waiting,
                     },

@@ -7,6 +7,8 @@ mod doors;
 mod guest;
 mod hostile;
 mod keeper;
+#[cfg(feature = "failpoints")]
+mod looks;
 mod overlay;
 mod quorum;
 mod watched;
