@@ -45,11 +45,44 @@ pub(super) async fn next(coming: &mut mpsc::Receiver<Connection>, line: Line) ->
 }
 
 pub(super) async fn live(talk: &mut Talk) {
+    assert!(goes_live(talk).await, "the session has ended");
+}
+
+/// False if the door ends the session: no quorum has told it in time what the group holds.
+async fn goes_live(talk: &mut Talk) -> bool {
     talk.say(&[Message::Have(Heights::new()), Message::Done])
         .await;
-    let heard = talk.hear().await;
-    assert!(matches!(heard, Some(Message::Have(_))), "{heard:?}");
+    let Some(heard) = talk.hear().await else {
+        return false;
+    };
+    assert!(matches!(heard, Message::Have(_)), "{heard:?}");
     assert_eq!(talk.hear().await, Some(Message::Done));
+    true
+}
+
+/// The live session in which the door serves the guest. What a peer does is done: it tries again
+/// where it is not told in time, and where no quorum has agreed in time that it is served here, the
+/// door dials it, if it lets doors in.
+pub(super) async fn served(
+    guest: &Guest,
+    door: &Sync,
+    line: Line,
+    mut coming: Option<&mut mpsc::Receiver<Connection>>,
+) -> Talk {
+    let mut talk = guest.talk(door, line).await;
+    loop {
+        if goes_live(&mut talk).await {
+            tokio::select! {
+                () = until("it serves it", || serves(door, guest)) => return talk,
+                heard = talk.hear() => assert_eq!(heard, Some(Message::Close)),
+            }
+            if let Some(coming) = &mut coming {
+                talk = next(coming, line).await;
+                continue;
+            }
+        }
+        talk = guest.talk(door, line).await;
+    }
 }
 
 fn serves(door: &Sync, guest: &Guest) -> bool {
@@ -67,9 +100,7 @@ async fn a_door_that_falls_silent_is_taken_over_though_its_member_is_bonded() {
     let first = house.door(0, quick()).await;
     let second = house.door(1, quick()).await;
     let (guest, mut coming) = open_guest().await;
-    let mut talk = guest.talk(&first, line).await;
-    live(&mut talk).await;
-    until("the first one serves it", || serves(&first, &guest)).await;
+    let _talk = served(&guest, &first, line, Some(&mut coming)).await;
     let elsewhere = || second.shared().is_served_elsewhere(guest.id());
     until("the second one knows", elsewhere).await;
     // It beats: nobody takes over while it does.
@@ -95,9 +126,7 @@ async fn a_second_session_of_a_peer_is_told_what_we_hold_and_closed() {
         let house = House::of(1).await;
         let door = house.door(0, quick()).await;
         let guest = Guest::new().await;
-        let mut first = guest.talk(&door, line).await;
-        live(&mut first).await;
-        until("it serves it", || serves(&door, &guest)).await;
+        let mut first = served(&guest, &door, line, None).await;
         // Its words come in one packet, before ours.
         let mut second = guest.talk(&door, line).await;
         live(&mut second).await;
@@ -126,9 +155,7 @@ async fn a_door_that_closes_in_good_order_is_taken_over_at_once() {
     let first = house.door(0, slow).await;
     let second = house.door(1, slow).await;
     let (guest, mut coming) = open_guest().await;
-    let mut talk = guest.talk(&first, line).await;
-    live(&mut talk).await;
-    until("the first one serves it", || serves(&first, &guest)).await;
+    let _talk = served(&guest, &first, line, Some(&mut coming)).await;
     first.stop().await;
     let mut talk = next(&mut coming, line).await;
     live(&mut talk).await;

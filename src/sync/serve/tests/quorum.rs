@@ -4,7 +4,7 @@ use futures_util::StreamExt;
 
 use super::{
     super::Patience,
-    doors::live,
+    doors::served,
     guest::{Guest, House, soon, topic, until},
 };
 use crate::{
@@ -27,8 +27,7 @@ async fn without_a_quorum_a_door_ends_its_sessions_takes_none_and_says_so() {
     let mut house = three().await;
     let door = house.door(0, Patience::default()).await;
     let guest = Guest::new().await;
-    let mut talk = guest.talk(&door, line).await;
-    live(&mut talk).await;
+    let mut talk = served(&guest, &door, line, None).await;
     let disk = house.stop(1).await;
     house.stop(2).await;
     until("it says so", || !door.status().serving).await;

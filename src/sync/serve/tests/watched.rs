@@ -2,7 +2,7 @@
 
 use super::{
     super::{Patience, PeerState, SyncOptions, SyncStatus},
-    doors::live,
+    doors::served,
     guest::{Guest, House, soon, topic},
 };
 use crate::log_store::{Line, mint::Writer};
@@ -15,8 +15,7 @@ async fn who_watches_a_door_is_told_what_becomes_of_a_peer_and_of_the_door() {
     let mut status = door.watch_status();
     assert!(status.now().serving && status.now().peers.is_empty());
     let guest = Guest::new().await;
-    let mut talk = guest.talk(&door, line).await;
-    live(&mut talk).await;
+    let mut talk = served(&guest, &door, line, None).await;
     let is = |state| {
         let (peer, topic) = (guest.id(), topic(line));
         move |it: &SyncStatus| {
