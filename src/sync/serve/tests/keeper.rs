@@ -78,10 +78,14 @@ async fn what_fails_on_this_side_is_not_held_against_a_peer() {
     let count = || shared.peers.count(guest.id(), max);
     let all: Vec<_> = (0..max).map(|_| count().expect("there is room")).collect();
     heard_of(&shared, &guest);
-    for _ in 0..4 {
+    let mut came = 0;
+    while came < 4 {
+        // A packet that comes twice knocks twice, and nobody is behind the second one.
         let knock = next(&mut knocks).await;
-        let (_, connection) = knock.accept(|_, _| true).await.expect("a door");
-        soon("its end", connection.closed()).await;
+        if let Ok((_, connection)) = knock.accept(|_, _| true).await {
+            soon("its end", connection.closed()).await;
+            came += 1;
+        }
     }
     let told = door.status().peers;
     let error = told.iter().find_map(|it| it.last_error.clone());
