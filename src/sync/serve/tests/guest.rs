@@ -232,6 +232,13 @@ impl Guest {
         asked.is_ok()
     }
 
+    /// Asks for the topic, whatever the door says to that.
+    pub(super) async fn ask(&self, door: &Sync, line: Line) -> Connection {
+        let connection = self.dial(door, Service::Sync).await;
+        let _ = shake::ask(&connection, line, topic(line), STUCK).await;
+        connection
+    }
+
     /// A session after its topic handshake, in which nothing is said yet.
     pub(super) async fn talk(&self, door: &Sync, line: Line) -> Talk {
         let connection = self.dial(door, Service::Sync).await;

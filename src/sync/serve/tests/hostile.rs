@@ -331,8 +331,8 @@ async fn one_peer_has_so_many_sessions_and_no_more() {
         talks.push(greedy.talk(&door, Line::V07).await);
     }
     until("they have their places", || door.status().sessions == 3).await;
-    let more = greedy.talk(&door, Line::V07).await;
-    soon("it is turned away", more.connection.closed()).await;
+    let more = greedy.ask(&door, Line::V07).await;
+    soon("it is turned away", more.closed()).await;
     assert_eq!(door.status().sessions, 3);
     // Connections that say nothing are few as well.
     let mut silent = Vec::new();
