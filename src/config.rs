@@ -82,7 +82,9 @@ pub struct Config {
     /// Bytes of commands of one group that may wait for their answer on this node; more wait
     /// for room. Default 32 MiB.
     pub command_bytes_outstanding_max: usize,
-    /// How long `execute` tries before it says `NotApplied` or `Unknown`. Default 10 s.
+    /// How long `execute` and `retry` try before they say `NotApplied` or `Unknown`. Where so many
+    /// commands wait for an answer that more have to wait for their turn, up to as long again.
+    /// Default 10 s.
     pub execute_timeout: Duration,
     /// How long `query` waits for a quorum to confirm what must be read. Default 10 s.
     pub query_timeout: Duration,

@@ -42,5 +42,7 @@ mod stored;
 mod streams;
 #[path = "behaviour/transports/mod.rs"]
 mod transports;
+#[path = "behaviour/waiting.rs"]
+mod waiting;
 #[path = "behaviour/writes.rs"]
 mod writes;

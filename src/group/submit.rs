@@ -30,6 +30,9 @@ use crate::{
 /// Entries of this node that may be under way at once. More would not be faster: while these are,
 /// commands gather and go packed.
 const ENTRIES_IN_FLIGHT_MAX: usize = 64;
+/// How many of these may be retries while new commands wait: without a quorum each is under way for
+/// all of its time, and whoever asks again at once would leave no place to the others.
+const RETRIES_IN_FLIGHT_MAX: usize = ENTRIES_IN_FLIGHT_MAX / 2;
 /// Packs that wait for the task; the permits of their commands bound them long before.
 const QUEUE: usize = 4_096;
 /// The longest pause between two tries of an entry that found no leader.
@@ -40,6 +43,7 @@ struct Pack {
     commands: Vec<Bytes>,
     /// The place it had before, if this is a retry of one command.
     again: Option<Place>,
+    since: Instant,
     answer: oneshot::Sender<Outcome>,
     _room: Room,
 }
@@ -147,6 +151,7 @@ impl Submitter {
             let pack = Pack {
                 commands,
                 again,
+                since: Instant::now(),
                 answer,
                 _room: room,
             };
@@ -177,6 +182,15 @@ struct Sessions {
     current: Option<Session>,
     opening: Option<BoxFuture<'static, End>>,
     under_way: FuturesUnordered<BoxFuture<'static, Driven>>,
+    /// How many of these are retries.
+    retries: usize,
+}
+
+/// Packs that have no entry yet, or none any more, in the order in which they came.
+#[derive(Default)]
+struct Waiting {
+    new: VecDeque<Pack>,
+    retries: VecDeque<Pack>,
 }
 
 /// The session that takes new commands.
@@ -211,14 +225,15 @@ impl Sessions {
             current: None,
             opening: None,
             under_way: FuturesUnordered::new(),
+            retries: 0,
         }
     }
 
     async fn serve(mut self, mut packs: mpsc::Receiver<Pack>) {
-        let mut waiting = VecDeque::new();
+        let mut waiting = Waiting::default();
         let mut received = Vec::new();
         loop {
-            let room = self.under_way.len() < ENTRIES_IN_FLIGHT_MAX && waiting.len() < QUEUE;
+            let room = waiting.len() < QUEUE;
             tokio::select! {
                 Some(driven) = self.under_way.next(), if !self.under_way.is_empty() => {
                     self.finish(driven, &mut waiting);
@@ -231,28 +246,18 @@ impl Sessions {
                     if count == 0 {
                         return;
                     }
-                    waiting.extend(received.drain(..));
+                    received.drain(..).for_each(|it| waiting.push(it));
                 }
-                // Full and nothing under way cannot be: what waits is sent below.
+                // What waits and is full, with nothing under way, cannot be: it is sent below.
                 else => return,
             }
             self.send_waiting(&mut waiting);
         }
     }
 
-    fn send_waiting(&mut self, waiting: &mut VecDeque<Pack>) {
-        // Retries first: they have their own place and need no session of today.
-        while self.under_way.len() < ENTRIES_IN_FLIGHT_MAX
-            && let Some(at) = waiting.iter().position(|it| it.again.is_some())
-        {
-            if let Some(pack) = waiting.remove(at)
-                && let Some(place) = pack.again.clone()
-            {
-                let commands = pack.commands.clone();
-                self.launch(place, commands, vec![pack]);
-            }
-        }
-        while !waiting.is_empty() && self.under_way.len() < ENTRIES_IN_FLIGHT_MAX {
+    fn send_waiting(&mut self, waiting: &mut Waiting) {
+        self.send_retries(waiting);
+        while !waiting.new.is_empty() && self.under_way.len() < ENTRIES_IN_FLIGHT_MAX {
             // A command that is held unresolved for long fills its session's window: a new session
             // goes on, and the old one can still be asked.
             self.current.take_if(|it| !it.has_room());
@@ -260,13 +265,30 @@ impl Sessions {
                 self.open();
                 return;
             };
-            let packs = take_batch(waiting);
+            let packs = take_batch(&mut waiting.new);
             let commands: Vec<Bytes> = packs
                 .iter()
                 .flat_map(|it| it.commands.iter().cloned())
                 .collect();
             let place = session.place_for(commands.len());
             self.launch(place, commands, packs);
+        }
+    }
+
+    /// Retries go first, up to their share: they have their own place and need no session of today.
+    fn send_retries(&mut self, waiting: &mut Waiting) {
+        let max = match waiting.new.is_empty() {
+            true => ENTRIES_IN_FLIGHT_MAX,
+            false => RETRIES_IN_FLIGHT_MAX,
+        };
+        while self.under_way.len() < ENTRIES_IN_FLIGHT_MAX
+            && self.retries < max
+            && let Some(pack) = waiting.retries.pop_front()
+        {
+            if let Some(place) = pack.again.clone() {
+                let commands = pack.commands.clone();
+                self.launch(place, commands, vec![pack]);
+            }
         }
     }
 
@@ -280,7 +302,7 @@ impl Sessions {
     }
 
     /// Whether a session was opened unseen does not matter: no command was sent in it.
-    fn take_session(&mut self, end: End, waiting: &mut VecDeque<Pack>) {
+    fn take_session(&mut self, end: End, waiting: &mut Waiting) {
         let outcome = match end {
             End::Done(reply, _) => {
                 self.current = Some(Session {
@@ -293,17 +315,13 @@ impl Sessions {
             End::Never(outcome) => outcome,
             End::Unknown | End::Gone => Outcome::NoLeader,
         };
-        for pack in std::mem::take(waiting) {
-            if pack.again.is_some() {
-                // Its first try may have been applied: it needs no session of today, and waits on.
-                waiting.push_back(pack);
-            } else {
-                let _ = pack.answer.send(outcome.copy());
-            }
+        // Retries wait on: they need no session of today.
+        for pack in waiting.new.drain(..) {
+            let _ = pack.answer.send(outcome.copy());
         }
     }
 
-    fn launch(&self, place: Place, commands: Vec<Bytes>, packs: Vec<Pack>) {
+    fn launch(&mut self, place: Place, commands: Vec<Bytes>, packs: Vec<Pack>) {
         place.pins.add(place.seq);
         let entry = Batch::Commands {
             session: place.session,
@@ -312,7 +330,8 @@ impl Sessions {
             commands,
         }
         .encode();
-        let again = packs.iter().any(|it| it.again.is_some());
+        let again = is_retry(&packs);
+        self.retries += usize::from(again);
         // The first try is handed to the leader here and now, so entries keep their order.
         let first = self.replica.propose(entry.clone());
         let replica = Arc::clone(&self.replica);
@@ -322,8 +341,13 @@ impl Sessions {
         }));
     }
 
-    fn finish(&mut self, driven: Driven, waiting: &mut VecDeque<Pack>) {
+    fn finish(&mut self, driven: Driven, waiting: &mut Waiting) {
         let Driven { place, packs, end } = driven;
+        self.retries -= usize::from(is_retry(&packs));
+        if matches!(end, End::Unknown | End::Never(Outcome::NoLeader)) {
+            // Its time ran out: who has waited that long behind it need not wait to be told.
+            waiting.give_up(self.replica.config().execute_timeout);
+        }
         match end {
             End::Done(reply, unclear) => self.answer(&place, packs, reply, unclear, waiting),
             End::Never(outcome) => {
@@ -332,13 +356,11 @@ impl Sessions {
                 }
             }
             End::Unknown => {
-                let mut seq = place.seq;
+                let mut from = place.clone();
                 for pack in packs {
-                    let held = pack.commands.iter().map(|command| {
-                        seq += 1;
-                        Held::new(&place, seq - 1, command.clone())
-                    });
-                    let _ = pack.answer.send(Outcome::Unknown(held.collect()));
+                    let held = from.hold(&pack.commands);
+                    from.seq += held.len() as u64;
+                    let _ = pack.answer.send(Outcome::Unknown(held));
                 }
             }
             End::Gone => {
@@ -356,7 +378,7 @@ impl Sessions {
         packs: Vec<Pack>,
         reply: Reply,
         unclear: bool,
-        waiting: &mut VecDeque<Pack>,
+        waiting: &mut Waiting,
     ) {
         let expired = reply.answers.contains(&Answer::Expired);
         if expired {
@@ -374,7 +396,7 @@ impl Sessions {
                 let _ = pack.answer.send(Outcome::Unknown(Vec::new()));
             } else {
                 // Certainly not applied: a new session takes it.
-                waiting.push_back(pack);
+                waiting.push(pack);
             }
             at.offset += u32::try_from(count).unwrap_or(u32::MAX);
         }
@@ -395,6 +417,35 @@ impl Session {
             pins: Arc::clone(&self.pins),
         }
     }
+}
+
+impl Waiting {
+    fn push(&mut self, pack: Pack) {
+        match pack.again {
+            Some(_) => self.retries.push_back(pack),
+            None => self.new.push_back(pack),
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.new.len() + self.retries.len()
+    }
+
+    /// Answers those that have waited so long: certainly not applied, or as unclear as before.
+    fn give_up(&mut self, after: Duration) {
+        let late = |it: &mut Pack| it.since.elapsed() >= after;
+        while let Some(pack) = self.new.pop_front_if(late) {
+            let _ = pack.answer.send(Outcome::NoLeader);
+        }
+        while let Some(pack) = self.retries.pop_front_if(late) {
+            let held = pack.again.as_ref().map(|it| it.hold(&pack.commands));
+            let _ = pack.answer.send(Outcome::Unknown(held.unwrap_or_default()));
+        }
+    }
+}
+
+fn is_retry(packs: &[Pack]) -> bool {
+    packs.iter().any(|it| it.again.is_some())
 }
 
 /// Never ready while nothing is being opened.
@@ -477,16 +528,20 @@ impl Outcome {
     }
 }
 
-impl Held {
-    fn new(place: &Place, seq: u64, command: Bytes) -> Self {
-        place.pins.add(seq);
-        Self {
-            place: Place {
-                seq,
-                ..place.clone()
-            },
-            command,
-        }
+impl Place {
+    /// Keeps commands answerable, the first of which has this place.
+    fn hold(&self, commands: &[Bytes]) -> Vec<Held> {
+        let held = (self.seq..).zip(commands).map(|(seq, command)| {
+            self.pins.add(seq);
+            Held {
+                place: Self {
+                    seq,
+                    ..self.clone()
+                },
+                command: command.clone(),
+            }
+        });
+        held.collect()
     }
 }
 

@@ -1,7 +1,11 @@
 //! The machine behind a wall of bytes: above this floor nothing is generic over it but the typed
 //! handle that its user holds.
 
-use std::{fmt, io, sync::Arc};
+use std::{
+    fmt, io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -100,7 +104,12 @@ impl<M: StateMachine> Machine for Host<M> {
     }
 
     fn check(&self) -> CheckCommand {
-        |command| decode::<M::Command>(command).map(drop)
+        |command| {
+            // Before anything is journalled, of bytes that may come from another version: its panic
+            // must not be ours.
+            catch_unwind(AssertUnwindSafe(|| decode::<M::Command>(command).map(drop)))
+                .unwrap_or(Err(Undecodable::Panicked))
+        }
     }
 
     fn validate(&self) -> Option<ValidateCommand> {
@@ -187,6 +196,8 @@ pub(crate) enum Undecodable {
     NotSuchAValue(postcard::Error),
     #[error("goes on for {0} bytes after its end")]
     GoesOn(usize),
+    #[error("the machine panicked over it")]
+    Panicked,
 }
 
 #[cfg(test)]

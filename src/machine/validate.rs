@@ -70,7 +70,7 @@ mod tests {
     use serde::{Deserialize, Deserializer, Serialize};
 
     use super::*;
-    use crate::machine::{Position, Snapshot, SnapshotReader, encode};
+    use crate::machine::{Position, Snapshot, SnapshotReader, encode, host::Machine};
 
     /// Panics when a 7 is read, when an 8 is judged, and when a 9 is let go of.
     #[derive(Serialize)]
@@ -135,6 +135,11 @@ mod tests {
         for number in [7_u8, 8, 9] {
             let refused = ask(&encode(&number).expect("encodes"));
             assert_eq!(refused, Err(InvalidCommand::panicked()), "{number}");
+        }
+        let check = host::Host::new(Even, None).0.check();
+        for number in [7_u8, 9] {
+            let refused = check(&encode(&number).expect("encodes"));
+            assert_eq!(refused, Err(host::Undecodable::Panicked), "{number}");
         }
     }
 }
