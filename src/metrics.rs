@@ -25,6 +25,17 @@ macro_rules! counters {
         }
 
         /// A node's counters at one moment. All count from the start of the process.
+        ///
+        /// ```
+        /// use quorate::Metrics;
+        ///
+        /// /// Writes that each sync of the disk carries: the group commit.
+        /// fn writes_per_sync(before: &Metrics, now: &Metrics) -> f64 {
+        ///     let writes = now.synced_writes - before.synced_writes;
+        ///     writes as f64 / (now.syncs - before.syncs).max(1) as f64
+        /// }
+        /// assert_eq!(writes_per_sync(&Metrics::default(), &Metrics::default()), 0.0);
+        /// ```
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         #[non_exhaustive]
         pub struct Metrics {

@@ -34,6 +34,19 @@ const SYNC_KEY: &str = "quorate/sync-endpoint/1";
 ///
 /// Clones are handles on the same node. It runs until [`Node::shutdown`], or the process ends;
 /// ending without a shutdown is safe, and costs the others the time to notice.
+///
+/// ```no_run
+/// use quorate::{GroupKey, Map, Node};
+///
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let node = Node::open("data").await?; // every interface, no relay
+/// let group = node.create(GroupKey::generate(), Map::new()).await?;
+/// println!("join me with {}", &*group.ticket().expose()); // a secret
+/// println!("{} syncs so far", node.metrics().syncs);
+/// node.shutdown().await;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Node {
     inner: Arc<Inner>,
@@ -56,6 +69,26 @@ struct Inner {
 /// What an in-memory node leaves behind, to open another one on: a restart without a disk.
 ///
 /// For tests. It holds the data and the node's secret key.
+///
+/// ```
+/// use quorate::{GroupKey, Map, MapCommand, Node};
+///
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let node = Node::in_memory().bind_loopback().open().await?;
+/// let key = GroupKey::generate();
+/// let group = node.create(key.clone(), Map::new()).await?;
+/// group.execute(MapCommand::put("k", "v")).await?;
+/// let disk = node.memory_disk().expect("it is in memory");
+/// node.shutdown().await;
+///
+/// let node = Node::on_memory(disk).bind_loopback().open().await?;
+/// let group = node.create(key, Map::new()).await?; // resumes it
+/// assert_eq!(group.view().1.len(), 1);
+/// # node.shutdown().await;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct MemoryDisk {
     store: Store,

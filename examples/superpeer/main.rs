@@ -68,6 +68,8 @@ struct PeerTold {
     /// The name of the node that serves it.
     server: String,
     chunk: u64,
+    /// How many operations this member has sent it.
+    sent: u64,
 }
 
 impl Said for Told {
@@ -90,6 +92,7 @@ impl Said for Told {
                 id: next()?.into(),
                 server: next()?.into(),
                 chunk: next()?.parse().ok()?,
+                sent: next()?.parse().ok()?,
             }),
             "ids" => Self::Ids {
                 line: next()?.parse().ok()?,

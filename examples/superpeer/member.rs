@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Between two reports.
-const REPORT_PAUSE: Duration = Duration::from_millis(100);
+const REPORT_PAUSE: Duration = Duration::from_millis(50);
 /// Bytes of a minted operation's body.
 const BODY_BYTES: usize = 100;
 
@@ -138,7 +138,8 @@ fn report(logs: &Logs, sync: &Sync) -> anyhow::Result<Vec<String>> {
     for peer in sync.status().peers {
         let server = peer.server.map_or("-".into(), |it| it.to_string());
         let chunk = peer.chunk.unwrap_or_default();
-        lines.push(format!("peer {} {server} {chunk}", peer.peer));
+        let sent = peer.sent;
+        lines.push(format!("peer {} {server} {chunk} {sent}", peer.peer));
     }
     Ok(lines)
 }

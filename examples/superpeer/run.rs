@@ -68,6 +68,11 @@ struct Reader {
     server: Option<usize>,
     /// Operations that it is sent at once.
     chunk: u64,
+    /// What each member has sent it since that was started.
+    sent: [u64; 3],
+    /// From SIGKILL to the next operations that another member has sent, and to the first of them
+    /// that is taken in, and through which member.
+    next: Option<Duration>,
     takeover: Option<(Duration, char)>,
 }
 
@@ -219,6 +224,7 @@ impl Run {
     }
 
     fn note_peer(&mut self, from: usize, told: &PeerTold) {
+        let (killed, victim) = (self.killed, self.victim.member());
         let serves = |it: &Member| !it.down && it.node == told.server;
         let server = self.members.iter().position(serves);
         let Some(reader) = self.readers.iter_mut().find(|it| it.id == told.id) else {
@@ -231,6 +237,18 @@ impl Run {
         }
         if server == Some(from) {
             reader.chunk = told.chunk;
+        }
+        let before = std::mem::replace(&mut reader.sent[from], told.sent);
+        if let Some(killed) = killed
+            && victim != Some(from)
+            && told.sent > before
+            && reader.next.is_none()
+        {
+            let took = killed.elapsed();
+            reader.next = Some(took);
+            let (took, from, line) = (took.as_secs_f64(), letter(from), reader.line);
+            let said = format!("{took:.2} s after the kill {from} goes on for the {line} node");
+            self.screen.say(&said);
         }
     }
 
@@ -263,7 +281,7 @@ impl Run {
             let through = self.members.iter().position(is).map_or('?', letter);
             reader.takeover = Some((at, through));
             let (line, took) = (reader.line, at.as_secs_f64());
-            let said = format!("{took:.2} s after the kill {through} goes on for the {line} node");
+            let said = format!("{took:.2} s after the kill the {line} node takes in what it sends");
             self.screen.say(&said);
         }
     }
@@ -372,6 +390,8 @@ impl Reader {
             lately: VecDeque::new(),
             server: None,
             chunk: 0,
+            sent: [0; 3],
+            next: None,
             takeover: None,
         })
     }
@@ -421,6 +441,7 @@ impl Reader {
             operations: operations + OWN,
             held: logs.iter().map(|it| it.1).sum(),
             complete: is_complete(&logs, &[operations, OWN]),
+            next: self.next,
             takeover: self.takeover,
             resent: seen.received().saturating_sub(operations),
             members,

@@ -12,7 +12,9 @@ pub(crate) struct Outcome {
     pub(crate) held: u64,
     /// Whether its logs are as high as they should be, without a gap.
     pub(crate) complete: bool,
-    /// From SIGKILL to the next operation that it got, and through which member.
+    /// From SIGKILL until another member had sent it operations, and until it had taken in the
+    /// first of them, behind what it still had; and through which member.
+    pub(crate) next: Option<Duration>,
     pub(crate) takeover: Option<(Duration, char)>,
     /// Operations that it was sent and had.
     pub(crate) resent: u64,
@@ -36,7 +38,7 @@ impl Outcome {
     }
 
     fn is_good(&self) -> bool {
-        let takeover = self.takeover.is_some();
+        let takeover = self.next.is_some() && self.takeover.is_some();
         self.complete && self.held == self.operations && self.is_equal() && takeover
     }
 }
@@ -59,15 +61,15 @@ impl fmt::Display for Verdict {
             "in both topics, each held by a p2panda node and three members",
         )?;
         for outcome in &self.outcomes {
-            let Outcome { line, takeover, .. } = outcome;
-            let (took, through) = match takeover {
-                Some((took, through)) => (
-                    format!("{:.2} s", took.as_secs_f64()),
-                    format!(", through {through}"),
+            let Outcome { line, next, .. } = outcome;
+            let took = next.map_or("none".into(), seconds);
+            let meaning = match outcome.takeover {
+                Some((taken_in, through)) => format!(
+                    "from SIGKILL to the next operations, through {through}; taken in after {}",
+                    seconds(taken_in)
                 ),
-                None => ("none".into(), String::new()),
+                None => "from SIGKILL to the next operations; none was taken in".into(),
             };
-            let meaning = format!("from SIGKILL to the next operation{through}");
             row(&format!("takeover {line}"), &took, &meaning)?;
         }
         let lost = sum(|it| it.operations.saturating_sub(it.held));
@@ -100,6 +102,10 @@ impl fmt::Display for Verdict {
     }
 }
 
+fn seconds(took: Duration) -> String {
+    format!("{:.2} s", took.as_secs_f64())
+}
+
 /// Whether a node's own store has these logs, whole: authors' heights and how many are held.
 pub(crate) fn is_complete(logs: &[(u64, u64)], counts: &[u64]) -> bool {
     let held: BTreeSet<(u64, u64)> = logs.iter().copied().collect();
@@ -117,6 +123,7 @@ mod tests {
             operations: 30,
             held: 30,
             complete: true,
+            next: Some(Duration::from_millis(600)),
             takeover: Some((Duration::from_secs(1), 'B')),
             resent: 5,
             members: vec![(30, 30, "ids".into()); 3],
@@ -136,6 +143,7 @@ mod tests {
         assert!(!verdict(|it| it.held = 29).is_good());
         assert!(!verdict(|it| it.complete = false).is_good());
         assert!(!verdict(|it| it.takeover = None).is_good());
+        assert!(!verdict(|it| it.next = None).is_good());
         assert!(!verdict(|it| it.members[2].0 = 31).is_good());
         assert!(!verdict(|it| it.members[0].2 = "others".into()).is_good());
         assert!(!verdict(|it| drop(it.members.pop())).is_good());

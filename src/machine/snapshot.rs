@@ -21,6 +21,20 @@ const CHUNK_BYTES: usize = 64 * 1024;
 ///
 /// Capture first, then hand over: whatever the closure holds must no longer change when the machine
 /// does. A clone of an [`im::OrdMap`] or of an `Arc` is such a capture and costs nothing.
+///
+/// ```
+/// use std::collections::BTreeMap;
+/// use quorate::{Snapshot, SnapshotReader};
+///
+/// let state = BTreeMap::from([("one".to_owned(), 1), ("two".to_owned(), 2)]);
+/// let mut bytes = Vec::new();
+/// Snapshot::of(state.clone()).write_to(&mut bytes)?;
+///
+/// let mut from = bytes.as_slice();
+/// let restored: BTreeMap<String, u64> = SnapshotReader::new(&mut from).value()?;
+/// assert_eq!(restored, state);
+/// # Ok::<(), std::io::Error>(())
+/// ```
 pub struct Snapshot {
     write: WriteState,
 }
@@ -88,7 +102,7 @@ impl fmt::Debug for Snapshot {
 /// The bytes of a snapshot on their way into a machine: a plain [`Read`], or one [`value`].
 ///
 /// Their checksums are verified as they are read, so a damaged snapshot shows as an error of the
-/// reader: pass it on.
+/// reader: pass it on. [`Snapshot`] has an example.
 ///
 /// [`value`]: SnapshotReader::value
 pub struct SnapshotReader<'a> {

@@ -64,6 +64,18 @@ impl fmt::Debug for Mount {
 }
 
 /// How a protocol is mounted.
+///
+/// ```
+/// use std::{collections::BTreeSet, time::Duration};
+/// use quorate::{PeerId, sync::MountOptions};
+///
+/// let friends = BTreeSet::from([PeerId::from_bytes([1; 32])]);
+/// let options = MountOptions::default()
+///     .admitting(move |peer| friends.contains(&peer))
+///     .sessions_max(8)
+///     .deadline(Duration::from_secs(10));
+/// # let _ = options;
+/// ```
 pub struct MountOptions {
     admits: Box<Admits>,
     sessions_max: usize,
@@ -159,6 +171,20 @@ pub struct PeerEvent<T> {
 
 /// What sessions of a mounted protocol give, with all peers. Dropping it ends them, and nobody is
 /// let in any more.
+///
+/// ```
+/// use quorate::sync::{FromSync, Mounted, TopicQuery};
+///
+/// /// Takes what comes in sessions with all peers.
+/// async fn take<T: TopicQuery>(mut mounted: Mounted<T>) {
+///     while let Some(told) = mounted.next().await {
+///         match told.event {
+///             FromSync::HandshakeSuccess(topic) => println!("{} syncs {topic:?}", told.peer),
+///             FromSync::Data { header, payload } => drop((header, payload)), // keep it
+///         }
+///     }
+/// }
+/// ```
 pub struct Mounted<T> {
     events: mpsc::Receiver<PeerEvent<T>>,
     handle: MountHandle<T>,
@@ -184,7 +210,23 @@ impl<T> fmt::Debug for Mounted<T> {
     }
 }
 
-/// Begins sessions of a mounted protocol. Cheap to clone.
+/// Begins sessions of a mounted protocol, from [`Mounted::handle`]. Cheap to clone.
+///
+/// ```
+/// use quorate::{PeerAddr, sync::{MountHandle, Sync, SyncError, TopicQuery}};
+///
+/// /// One session; what it gives comes out of [`Mounted::next`] in another task.
+/// ///
+/// /// [`Mounted::next`]: quorate::sync::Mounted::next
+/// async fn ask<T: TopicQuery>(
+///     handle: &MountHandle<T>,
+///     door: &Sync,
+///     peer: &PeerAddr,
+///     topic: T,
+/// ) -> Result<(), SyncError> {
+///     handle.sync(door, peer, topic).await
+/// }
+/// ```
 pub struct MountHandle<T> {
     typed: Arc<Typed<T>>,
 }

@@ -28,7 +28,7 @@ use crate::{
 /// Clients that shake hands, or hear that there is no place, beside the sessions.
 const KNOCKS_MAX: usize = 64;
 
-/// How to open a [`LogServer`].
+/// How to open a [`LogServer`], which has an example.
 #[derive(Clone, Debug)]
 pub struct LogServerOptions {
     /// The key of its endpoint, by which tickets name it. Default: a new one.
@@ -69,6 +69,45 @@ pub type AdmitPeer = Arc<dyn Fn(PeerId, Topic, Access) -> Result<Logs, Denied> +
 /// its own. Which topics to whom is the caller's [`AdmitPeer`] to say.
 ///
 /// Dropping it ends everything, and waits for nothing: [`LogServer::close`] does.
+///
+/// ```
+/// use std::sync::Arc;
+/// use futures_util::StreamExt;
+/// use quorate::{
+///     GroupKey, Node,
+///     log_store::{AuthorKey, Draft, Line, LogStore, Operation, Topic},
+///     sync::{self, Access, Denied, Have, LogServer, LogServerOptions, Quic, Transports},
+/// };
+///
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let node = Node::in_memory().bind_loopback().open().await?;
+/// let logs = node.create(GroupKey::generate(), LogStore::new()).await?.logs();
+/// let topic = Topic::named("cats");
+/// logs.open_topic(topic, Line::V07).await?;
+/// let draft = Draft::first(Line::V07, topic.log_id(), 7, Some("meow".into()));
+/// let operation = Operation::sign(draft, &AuthorKey::from_bytes(&[1; 32]))?;
+/// logs.append(topic, operation.clone()).await?;
+///
+/// // Everybody may read, nobody may push.
+/// let admit = move |_peer, _topic, access| match access {
+///     Access::Pull => Ok(logs.clone()),
+///     _ => Err(Denied::UnknownTopic),
+/// };
+/// let quic = Quic::new().bind("127.0.0.1:0".parse()?);
+/// let transports = Transports::none().with("quic", quic);
+/// let options = LogServerOptions { transports, ..LogServerOptions::default() };
+/// let server = LogServer::open(options, Arc::new(admit)).await?;
+///
+/// let ticket = server.ticket([(topic, Line::V07)], []);
+/// let mut puller = sync::pull(&ticket, topic, Have::new());
+/// assert_eq!(puller.next().await, Some(operation));
+/// # drop(puller);
+/// server.close().await;
+/// # node.shutdown().await;
+/// # Ok(())
+/// # }
+/// ```
 pub struct LogServer {
     peer: PeerId,
     network: [u8; 32],

@@ -35,6 +35,19 @@ use crate::log_store::{LogError, Logs, Topic};
 /// A slow link is no fault: these times are about something moving, be it a byte. Only who moves
 /// less than 8 KiB a second of one message for longer than such a time is taken for one that keeps
 /// still.
+///
+/// ```
+/// use std::time::Duration;
+/// use quorate::sync::{LogServerOptions, ServeLimits};
+///
+/// let limits = ServeLimits {
+///     stalled_after: Duration::from_secs(20),
+///     pushed_per_second: 1_000,
+///     ..ServeLimits::default()
+/// };
+/// let options = LogServerOptions { limits, ..LogServerOptions::default() };
+/// assert_eq!(options.limits.logs_max, 65_536);
+/// ```
 #[derive(Clone, Debug)]
 pub struct ServeLimits {
     /// How long a client that says what it wants may pause. Default 10 s.

@@ -72,6 +72,21 @@ impl Sync {
     /// It ends by itself when the peer cannot be reached, or stands still for a minute. Dropping
     /// the future ends it at once; what was exchanged by then stays.
     ///
+    /// ```
+    /// use quorate::{PeerAddr, sync::{Sync, SyncWithError}};
+    ///
+    /// async fn sync_once(door: &Sync, app: PeerAddr) -> Result<(), SyncWithError> {
+    ///     match door.sync_with(app.clone()).await {
+    ///         Ok(topics) => for it in topics {
+    ///             println!("{}: {} sent, {} new from it", it.topic, it.sent, it.appended);
+    ///         },
+    ///         Err(SyncWithError::Elsewhere { server }) => println!("{server} serves it"),
+    ///         Err(error) => return Err(error),
+    ///     }
+    ///     Ok(())
+    /// }
+    /// ```
+    ///
     /// # Errors
     /// [`SyncWithError`]. Some may have been exchanged.
     pub async fn sync_with(&self, addr: PeerAddr) -> Result<Vec<Synced>, SyncWithError> {

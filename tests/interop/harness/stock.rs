@@ -342,10 +342,12 @@ impl Seen {
                 let (topic, _author, id) = (word(), word(), word());
                 let fresh = self.processed.entry(topic).or_default().insert(id);
                 self.processed_again += usize::from(!fresh);
-                if let Some(chunk) = self.chunks.last_mut()
-                    && line.ends_with(" sync")
-                {
-                    chunk.first.get_or_insert_with(Instant::now);
+                if line.ends_with(" sync") {
+                    // Another may have been announced before the first of the last one is there.
+                    let announced = self.chunks.iter_mut().rev();
+                    for chunk in announced.take_while(|it| it.first.is_none()) {
+                        chunk.first = Some(Instant::now());
+                    }
                 }
             }
             "message" => {
