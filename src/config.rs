@@ -82,8 +82,9 @@ pub struct Config {
     /// Bytes of commands of one group that may wait for their answer on this node; more wait
     /// for room. Default 32 MiB.
     pub command_bytes_outstanding_max: usize,
-    /// How long `execute` and `retry` try before they say `NotApplied` or `Unknown`. Where so many
-    /// commands wait for an answer that more have to wait for their turn, up to as long again.
+    /// How long `execute` and `retry` try before they say `NotApplied` or `Unknown`; up to twice as
+    /// long where their turn has to come first, or a session is to be opened for them. The wait for
+    /// room comes before that, see [`commands_outstanding_max`](Self::commands_outstanding_max).
     /// Default 10 s.
     pub execute_timeout: Duration,
     /// How long `query` waits for a quorum to confirm what must be read. Default 10 s.

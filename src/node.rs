@@ -33,20 +33,8 @@ const SYNC_KEY: &str = "quorate/sync-endpoint/1";
 /// One process's part in any number of groups: one endpoint, one database.
 ///
 /// Clones are handles on the same node. It runs until [`Node::shutdown`], or the process ends;
-/// ending without a shutdown is safe, and costs the others the time to notice.
-///
-/// ```no_run
-/// use quorate::{GroupKey, Map, Node};
-///
-/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-/// let node = Node::open("data").await?; // every interface, no relay
-/// let group = node.create(GroupKey::generate(), Map::new()).await?;
-/// println!("join me with {}", &*group.ticket().expose()); // a secret
-/// println!("{} syncs so far", node.metrics().syncs);
-/// node.shutdown().await;
-/// # Ok(())
-/// # }
-/// ```
+/// ending without a shutdown is safe, and costs the others the time to notice. [The crate](crate)
+/// has an example.
 #[derive(Clone)]
 pub struct Node {
     inner: Arc<Inner>,
@@ -81,11 +69,9 @@ struct Inner {
 /// group.execute(MapCommand::put("k", "v")).await?;
 /// let disk = node.memory_disk().expect("it is in memory");
 /// node.shutdown().await;
-///
 /// let node = Node::on_memory(disk).bind_loopback().open().await?;
 /// let group = node.create(key, Map::new()).await?; // resumes it
 /// assert_eq!(group.view().1.len(), 1);
-/// # node.shutdown().await;
 /// # Ok(())
 /// # }
 /// ```

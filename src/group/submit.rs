@@ -30,9 +30,6 @@ use crate::{
 /// Entries of this node that may be under way at once. More would not be faster: while these are,
 /// commands gather and go packed.
 const ENTRIES_IN_FLIGHT_MAX: usize = 64;
-/// How many of these may be retries while new commands wait: without a quorum each is under way for
-/// all of its time, and whoever asks again at once would leave no place to the others.
-const RETRIES_IN_FLIGHT_MAX: usize = ENTRIES_IN_FLIGHT_MAX / 2;
 /// Packs that wait for the task; the permits of their commands bound them long before.
 const QUEUE: usize = 4_096;
 /// The longest pause between two tries of an entry that found no leader.
@@ -182,11 +179,9 @@ struct Sessions {
     current: Option<Session>,
     opening: Option<BoxFuture<'static, End>>,
     under_way: FuturesUnordered<BoxFuture<'static, Driven>>,
-    /// How many of these are retries.
-    retries: usize,
 }
 
-/// Packs that have no entry yet, or none any more, in the order in which they came.
+/// Packs that have no entry yet, or none any more, each kind in the order in which it came.
 #[derive(Default)]
 struct Waiting {
     new: VecDeque<Pack>,
@@ -225,7 +220,6 @@ impl Sessions {
             current: None,
             opening: None,
             under_way: FuturesUnordered::new(),
-            retries: 0,
         }
     }
 
@@ -255,39 +249,32 @@ impl Sessions {
         }
     }
 
+    /// The oldest first. Retries have their own place and need no session of today, so they do not
+    /// wait for one.
     fn send_waiting(&mut self, waiting: &mut Waiting) {
-        self.send_retries(waiting);
-        while !waiting.new.is_empty() && self.under_way.len() < ENTRIES_IN_FLIGHT_MAX {
+        while self.under_way.len() < ENTRIES_IN_FLIGHT_MAX {
             // A command that is held unresolved for long fills its session's window: a new session
             // goes on, and the old one can still be asked.
             self.current.take_if(|it| !it.has_room());
-            let Some(session) = &mut self.current else {
+            if !waiting.new.is_empty() && self.current.is_none() {
                 self.open();
-                return;
-            };
-            let packs = take_batch(&mut waiting.new);
-            let commands: Vec<Bytes> = packs
-                .iter()
-                .flat_map(|it| it.commands.iter().cloned())
-                .collect();
-            let place = session.place_for(commands.len());
-            self.launch(place, commands, packs);
-        }
-    }
-
-    /// Retries go first, up to their share: they have their own place and need no session of today.
-    fn send_retries(&mut self, waiting: &mut Waiting) {
-        let max = match waiting.new.is_empty() {
-            true => ENTRIES_IN_FLIGHT_MAX,
-            false => RETRIES_IN_FLIGHT_MAX,
-        };
-        while self.under_way.len() < ENTRIES_IN_FLIGHT_MAX
-            && self.retries < max
-            && let Some(pack) = waiting.retries.pop_front()
-        {
-            if let Some(place) = pack.again.clone() {
-                let commands = pack.commands.clone();
-                self.launch(place, commands, vec![pack]);
+            }
+            match &mut self.current {
+                Some(session) if waiting.new_is_older() => {
+                    let packs = take_batch(&mut waiting.new);
+                    let commands = packs.iter().flat_map(|it| it.commands.iter().cloned());
+                    let commands: Vec<Bytes> = commands.collect();
+                    let place = session.place_for(commands.len());
+                    self.launch(place, commands, packs);
+                }
+                _ => {
+                    let Some(pack) = waiting.retries.pop_front() else {
+                        return;
+                    };
+                    if let Some(place) = pack.again.clone() {
+                        self.launch(place, pack.commands.clone(), vec![pack]);
+                    }
+                }
             }
         }
     }
@@ -297,7 +284,8 @@ impl Sessions {
             let entry = Batch::Open.encode();
             let first = self.replica.propose(entry.clone());
             let replica = Arc::clone(&self.replica);
-            self.opening = Some(Box::pin(drive(replica, entry, first, false)));
+            let deadline = Instant::now() + replica.config().execute_timeout;
+            self.opening = Some(Box::pin(drive(replica, entry, first, false, deadline)));
         }
     }
 
@@ -321,7 +309,7 @@ impl Sessions {
         }
     }
 
-    fn launch(&mut self, place: Place, commands: Vec<Bytes>, packs: Vec<Pack>) {
+    fn launch(&self, place: Place, commands: Vec<Bytes>, packs: Vec<Pack>) {
         place.pins.add(place.seq);
         let entry = Batch::Commands {
             session: place.session,
@@ -330,24 +318,24 @@ impl Sessions {
             commands,
         }
         .encode();
-        let again = is_retry(&packs);
-        self.retries += usize::from(again);
+        let again = packs.iter().any(|it| it.again.is_some());
+        let patience = self.replica.config().execute_timeout;
+        let since = packs.iter().map(|it| it.since).min();
+        let deadline = Instant::now() + patience;
+        let deadline = since.map_or(deadline, |it| deadline.min(it + 2 * patience));
         // The first try is handed to the leader here and now, so entries keep their order.
         let first = self.replica.propose(entry.clone());
         let replica = Arc::clone(&self.replica);
         self.under_way.push(Box::pin(async move {
-            let end = drive(replica, entry, first, again).await;
+            let end = drive(replica, entry, first, again, deadline).await;
             Driven { place, packs, end }
         }));
     }
 
     fn finish(&mut self, driven: Driven, waiting: &mut Waiting) {
         let Driven { place, packs, end } = driven;
-        self.retries -= usize::from(is_retry(&packs));
-        if matches!(end, End::Unknown | End::Never(Outcome::NoLeader)) {
-            // Its time ran out: who has waited that long behind it need not wait to be told.
-            waiting.give_up(self.replica.config().execute_timeout);
-        }
+        // Who has waited so long for it to end need not wait to be told.
+        waiting.give_up(self.replica.config().execute_timeout);
         match end {
             End::Done(reply, unclear) => self.answer(&place, packs, reply, unclear, waiting),
             End::Never(outcome) => {
@@ -386,6 +374,7 @@ impl Sessions {
         }
         let mut answers = reply.answers.into_iter();
         let mut at = reply.at;
+        let mut not_applied = Vec::new();
         for pack in packs {
             let count = pack.commands.len();
             let own: Vec<Answer> = answers.by_ref().take(count).collect();
@@ -396,9 +385,13 @@ impl Sessions {
                 let _ = pack.answer.send(Outcome::Unknown(Vec::new()));
             } else {
                 // Certainly not applied: a new session takes it.
-                waiting.push(pack);
+                not_applied.push(pack);
             }
             at.offset += u32::try_from(count).unwrap_or(u32::MAX);
+        }
+        // They have waited for longer than the others.
+        for pack in not_applied.into_iter().rev() {
+            waiting.new.push_front(pack);
         }
     }
 }
@@ -427,25 +420,32 @@ impl Waiting {
         }
     }
 
+    /// Whether a new pack is there, and no retry has waited for longer.
+    fn new_is_older(&self) -> bool {
+        let retry = self.retries.front().map(|it| it.since);
+        let new = self.new.front();
+        new.is_some_and(|it| retry.is_none_or(|retry| it.since <= retry))
+    }
+
     fn len(&self) -> usize {
         self.new.len() + self.retries.len()
     }
 
     /// Answers those that have waited so long: certainly not applied, or as unclear as before.
     fn give_up(&mut self, after: Duration) {
-        let late = |it: &mut Pack| it.since.elapsed() >= after;
-        while let Some(pack) = self.new.pop_front_if(late) {
+        let late = |it: &Pack| it.since.elapsed() >= after;
+        while self.new.front().is_some_and(late)
+            && let Some(pack) = self.new.pop_front()
+        {
             let _ = pack.answer.send(Outcome::NoLeader);
         }
-        while let Some(pack) = self.retries.pop_front_if(late) {
+        while self.retries.front().is_some_and(late)
+            && let Some(pack) = self.retries.pop_front()
+        {
             let held = pack.again.as_ref().map(|it| it.hold(&pack.commands));
             let _ = pack.answer.send(Outcome::Unknown(held.unwrap_or_default()));
         }
     }
-}
-
-fn is_retry(packs: &[Pack]) -> bool {
-    packs.iter().any(|it| it.again.is_some())
 }
 
 /// Never ready while nothing is being opened.
@@ -460,8 +460,8 @@ async fn drive(
     entry: Bytes,
     first: BoxFuture<'static, Attempt>,
     mut unclear: bool,
+    deadline: Instant,
 ) -> End {
-    let deadline = Instant::now() + replica.config().execute_timeout;
     let mut state = replica.watch();
     let mut attempt = first;
     let mut pause = Duration::from_millis(1);

@@ -250,7 +250,12 @@ impl<I: Iterator<Item = Operation>> Pipeline<I> {
         if self.waiting.is_empty() {
             return false;
         }
-        let Some(room) = self.door.logs.in_flight.room(&self.waiting, idle).await else {
+        // Who has gone away keeps nothing here that waits.
+        let room = tokio::select! {
+            room = self.door.logs.in_flight.room(&self.waiting, idle) => room,
+            () = tell.closed() => None,
+        };
+        let Some(room) = room else {
             return false;
         };
         let operations = std::mem::take(&mut self.waiting);

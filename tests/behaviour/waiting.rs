@@ -9,7 +9,8 @@ use std::{
 
 use futures_util::future::join_all;
 use quorate::{
-    ExecuteError, Position, Snapshot, SnapshotReader, StateMachine, Unresolved, config::Config,
+    ExecuteError, Group, Position, Snapshot, SnapshotReader, StateMachine, Unresolved,
+    config::Config,
 };
 use tokio::sync::mpsc;
 
@@ -83,6 +84,18 @@ fn unresolved(told: Result<u64, ExecuteError>) -> Unresolved {
     }
 }
 
+/// Asks again until it is told more than that nobody knows.
+async fn insist(group: &Group<Gated>, mut unknown: Unresolved, told_nothing: impl Fn()) {
+    loop {
+        match group.retry(unknown).await {
+            Ok(_) => return,
+            Err(ExecuteError::Unknown(again)) if again.can_retry() => unknown = again,
+            Err(error) => panic!("{error}"),
+        }
+        told_nothing();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn those_who_ask_again_and_again_do_not_keep_out_the_others() {
     let config = Config {
@@ -97,20 +110,14 @@ async fn those_who_ask_again_and_again_do_not_keep_out_the_others() {
     let shut = Shut::now();
     let first = join_all((0..ASKING).map(|_| group.execute(())));
     let first = within("all are told something", first).await;
-    let (tell, mut told_again) = mpsc::unbounded_channel();
+    let (tell, mut told_again) = mpsc::channel(1);
     let insisting = first.into_iter().map(|told| {
-        let (group, tell, mut unknown) = (group.clone(), tell.clone(), unresolved(told));
+        let (group, tell, unknown) = (group.clone(), tell.clone(), unresolved(told));
         tokio::spawn(async move {
-            loop {
-                match group.retry(unknown).await {
-                    Ok(_) => return,
-                    Err(ExecuteError::Unknown(again)) if again.can_retry() => {
-                        let _ = tell.send(());
-                        unknown = again;
-                    }
-                    Err(error) => panic!("{error}"),
-                }
-            }
+            let told_nothing = || {
+                let _ = tell.try_send(());
+            };
+            insist(&group, unknown, told_nothing).await;
         })
     });
     let insisting: Vec<_> = insisting.collect();
@@ -136,9 +143,7 @@ async fn those_who_ask_again_and_again_do_not_keep_out_the_others() {
     drop(shut);
     let applied = 1 + ASKING + unknown.len();
     for unknown in unknown {
-        within("a retry", group.retry(unknown))
-            .await
-            .expect("resolved");
+        within("a retry", insist(group, unknown, || ())).await;
     }
     for insisting in insisting {
         within("all are resolved", insisting)

@@ -1,5 +1,8 @@
 //! The way in, as far as it goes without a group: order, claims, what is under way.
 
+#[path = "tests/gone.rs"]
+mod gone;
+
 use super::{flight::Outcomes, *};
 use crate::{
     log_store::{Line, mint::Writer},

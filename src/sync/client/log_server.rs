@@ -6,7 +6,11 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinSet,
+    time::timeout,
+};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
@@ -338,21 +342,20 @@ async fn accept(listener: Arc<dyn Listener>, serving: Arc<Serving>, stop: Cancel
         };
         let Some(knock) = knock else { break };
         while sessions.try_join_next().is_some() {}
-        // A stranger takes no place of a session, and those that there may be are few.
+        // A stranger takes no place of a session, and a session none of theirs.
         let Ok(room) = Arc::clone(&serving.knocks).try_acquire_owned() else {
             continue;
         };
         let serving = Arc::clone(&serving);
         sessions.spawn(async move {
-            serving.let_in(knock).await;
-            drop(room);
+            serving.let_in(knock, room).await;
         });
     }
     sessions.shutdown().await;
 }
 
 impl Serving {
-    async fn let_in(&self, knock: Knock) {
+    async fn let_in(&self, knock: Knock, room: OwnedSemaphorePermit) {
         let caller = match timeout(self.limits.request_within, knock).await {
             Ok(Ok(caller)) => caller,
             Ok(Err(error)) => return tracing::debug!(%error, "a client was not let in"),
@@ -368,6 +371,7 @@ impl Serving {
             tracing::debug!(peer = %peer.short(), "a client has found no place");
             return refuse((read, write), Denied::OverQuota, gone).await;
         };
+        drop(room);
         let admit = Arc::clone(&self.admit);
         let admit: Admit = Arc::new(move |topic, access| admit(peer, topic, access));
         let served = serve_carried((read, write), &admit, &self.limits, None, gone).await;

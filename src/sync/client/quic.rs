@@ -272,8 +272,15 @@ impl QuicListener {
 impl Listener for QuicListener {
     fn accept(&self) -> AcceptFuture<'_> {
         Box::pin(async {
-            let incoming = self.endpoint.accept().await?;
-            Some(Box::pin(knock(incoming)) as _)
+            loop {
+                let incoming = self.endpoint.accept().await?;
+                if incoming.remote_addr_validated() {
+                    return Some(Box::pin(knock(incoming)) as _);
+                }
+                // An address that nobody has takes no place among those that shake hands: whoever
+                // is there asks again, one round trip later. An error says that it has not to.
+                let _ = incoming.retry();
+            }
         })
     }
 

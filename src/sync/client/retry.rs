@@ -29,8 +29,11 @@ pub(crate) struct Rotation {
     resting: bool,
     /// Whether the one behind is new, and so the next.
     fresh: bool,
-    /// Failures in a row, without progress.
-    failures: u32,
+    /// How many were asked in this round. What a member gives begins another one, what it says does
+    /// not: one that gives nothing, and tells of ever other members, would have us ask for ever.
+    asked: usize,
+    /// Pauses in a row, without progress.
+    pauses: u32,
     pause_min: Duration,
     pause_max: Duration,
 }
@@ -87,7 +90,8 @@ impl Rotation {
             at: 0,
             resting: true,
             fresh: false,
-            failures: 0,
+            asked: 0,
+            pauses: 0,
             pause_min,
             pause_max,
         }
@@ -105,9 +109,15 @@ impl Rotation {
         member
     }
 
-    /// The current member has given something.
+    /// The current member has given something new: a round begins.
     pub(crate) fn progressed(&mut self) {
-        self.failures = 0;
+        self.asked = 0;
+        self.answered();
+    }
+
+    /// The current member serves, be it that there is nothing new.
+    pub(crate) fn answered(&mut self) {
+        self.pauses = 0;
         if let Some(current) = self.members.get_mut(self.at) {
             current.proven = true;
         }
@@ -117,35 +127,36 @@ impl Rotation {
     /// to 1: between half the pause and all of it.
     pub(crate) fn failed(&mut self, jitter: f64) -> Duration {
         self.resting = true;
-        self.failures = self.failures.saturating_add(1);
+        self.asked += 1;
         let left = |it: &Known| it.given.is_none() && !it.listed;
         let forgotten = self.members.get(self.at).is_some_and(left);
         if forgotten {
             self.members.remove(self.at);
         }
         let count = self.members.len().max(1);
-        let round = self.failures % count as u32;
+        let over = self.asked >= count;
+        if over {
+            self.asked = 0;
+        }
         let next = self.at + usize::from(!forgotten);
         self.at = match std::mem::take(&mut self.fresh) {
             true => next % count,
-            false => self.next_of_round(next, round),
+            false => self.next_of_round(next),
         };
-        let rounds = self.failures / count as u32;
-        if round != 0 {
+        if !over {
             return Duration::ZERO;
         }
-        let doubled = self
-            .pause_min
-            .saturating_mul(1 << rounds.saturating_sub(1).min(20));
+        let doubled = self.pause_min.saturating_mul(1 << self.pauses.min(20));
+        self.pauses = self.pauses.saturating_add(1);
         let pause = doubled.min(self.pause_max);
         pause.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0)
     }
 
     /// The next one from here on: in each round first all that the newest list names.
-    fn next_of_round(&self, from: usize, round: u32) -> usize {
+    fn next_of_round(&self, from: usize) -> usize {
         let count = self.members.len().max(1);
         let listed = self.members.iter().filter(|it| it.listed).count();
-        let wanted = (round as usize) < listed;
+        let wanted = self.asked < listed;
         let mut order = (0..count).map(|it| (from + it) % count);
         let is_wanted = |it: &usize| self.members.get(*it).is_some_and(|it| it.listed == wanted);
         order.find(is_wanted).unwrap_or(from % count)
@@ -321,7 +332,7 @@ mod tests {
         let mut it = rotation(3);
         it.learn(vec![member(1), member(8), member(9)]);
         it.failed(1.0);
-        while !it.failures.is_multiple_of(5) {
+        while it.asked != 0 {
             it.failed(1.0);
         }
         for _ in 0..3 {
@@ -335,6 +346,25 @@ mod tests {
             then.sort_unstable();
             assert_eq!((&*first, &*then), (&[1, 8, 9][..], &[0, 2][..]));
         }
+    }
+
+    #[test]
+    fn who_gives_nothing_keeps_nobody_from_their_turn_and_from_no_pause() {
+        let mut it = rotation(1);
+        let (mut asked, mut pauses) = (Vec::new(), 0);
+        for time in 0..120 {
+            asked.push(it.turn().expect("somebody is known").peer());
+            // Ever other members, which all answer and have nothing.
+            let others = [100 + time, 160 + time % 7];
+            let count = 1 + usize::from(time % 2);
+            it.learn(others[..count].iter().copied().map(member).collect());
+            it.answered();
+            pauses += usize::from(!it.failed(1.0).is_zero());
+        }
+        let honest = asked.iter().filter(|it| **it == member(0).peer()).count();
+        // A round has those of the list, the honest one, and the last 32 that answered.
+        assert!(honest >= 3, "{honest} times of 120");
+        assert!(pauses >= 3, "{pauses} pauses");
     }
 
     #[test]

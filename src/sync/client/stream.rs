@@ -138,7 +138,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// is ready then alone. Holds up to so many bytes for later; what is beyond stays where it is.
     /// Cancel-safe.
     pub(crate) async fn broken(&mut self, room: usize) -> StreamFault {
-        while self.buffer.len() < room {
+        while self.held() < room {
             self.buffer.reserve(READ_BYTES);
             match self.read.read_buf(&mut self.buffer).await {
                 Ok(0) => break,
@@ -304,6 +304,16 @@ mod tests {
             assert_eq!(next.as_deref(), Some(frame));
         }
         assert!(matches!(reader.next().await, Ok(None)));
+
+        let (near, mut far) = duplex(1_024);
+        let mut reader = FrameReader::new(near, FRAME);
+        let three = [0, 0, 0, 1, 7].repeat(3);
+        far.write_all(&three).await.expect("there is room");
+        reader.next().await.expect("it is whole");
+        far.write_all(&three).await.expect("there is room");
+        let ahead = timeout(STILL, reader.broken(8)).await;
+        assert!(ahead.is_err(), "it is whole");
+        assert_eq!(reader.held(), 10, "what is here already counts");
 
         let mut reader = FrameReader::new(Broken, FRAME);
         let why = timeout(STILL, reader.broken(FRAME)).await;

@@ -61,7 +61,7 @@ impl Infos {
 fn local(shared: &Shared, peer: PeerId, line: Line) -> Local {
     let info = shared.infos.of(line, &shared.wire.addr(), &shared.secret);
     // Whoever finds one member finds them all.
-    let mut infos = shared.doors.infos(line);
+    let mut infos = shared.other_infos(line);
     infos.insert(shared.wire.id(), info);
     Local {
         salt: rand::random(),

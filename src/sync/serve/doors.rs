@@ -21,7 +21,7 @@ use tokio::{
 use super::Shared;
 use crate::{
     identity::{PeerAddr, PeerId},
-    log_store::{Expected, Line, LogError, NoteError, NoteVersion},
+    log_store::{Expected, Line, LogError, Note, NoteError, NoteVersion},
     sync::{discovery::TransportInfo, member_addr::MemberAddr, ticket::within_limits},
 };
 
@@ -113,11 +113,12 @@ impl Doors {
         self.told.subscribe()
     }
 
-    /// What the doors of members say of themselves, for stock nodes of a line to hear; one that
+    /// What the doors of these nodes say of themselves, for stock nodes of a line to hear; one that
     /// was closed in good order says nothing. One that is invalid would make them forget ours.
-    pub(super) fn infos(&self, line: Line) -> BTreeMap<PeerId, TransportInfo> {
+    fn infos(&self, nodes: &BTreeSet<PeerId>, line: Line) -> BTreeMap<PeerId, TransportInfo> {
         let known = self.known();
-        let infos = known.values().filter_map(|it| {
+        let known = known.iter().filter(|(node, _)| nodes.contains(node));
+        let infos = known.filter_map(|(_, it)| {
             let peer = it.door.addr.peer;
             let (_, bytes) = it.door.infos.iter().find(|(of, _)| *of == line)?;
             let info = TransportInfo::from_bytes(line, bytes)?;
@@ -154,13 +155,17 @@ impl Doors {
 impl Shared {
     /// Takes in what doors have said since.
     pub(super) fn look_at_doors(&self) -> io::Result<()> {
-        let notes = self.logs.notes(PREFIX)?;
+        let of = |note: &Note| {
+            let member = note.name.get(PREFIX.len()..)?;
+            Some(PeerId::from_bytes(member.try_into().ok()?))
+        };
+        let (nodes, mut notes) = (self.nodes(), self.logs.notes(PREFIX)?);
+        // What removed members have said does not crowd out what members say.
+        notes.sort_by_key(|note| !of(note).is_some_and(|it| nodes.contains(&it)));
         let mut known = self.doors.known();
         let mut former = std::mem::take(&mut *known);
         for note in notes {
-            let member = note.name.get(PREFIX.len()..);
-            let member = member.and_then(|it| Some(PeerId::from_bytes(it.try_into().ok()?)));
-            let Some((member, door)) = member.zip(decode(&note.value)) else {
+            let Some((member, door)) = of(&note).zip(decode(&note.value)) else {
                 continue;
             };
             if member == self.here() || known.len() >= DOORS_MAX {
@@ -181,9 +186,18 @@ impl Shared {
     /// The doors of the other members that were heard of. What a member has said that was removed
     /// since stays in the notes.
     pub(super) fn other_doors(&self) -> Vec<MemberAddr> {
+        self.doors.of(&self.nodes())
+    }
+
+    /// What they say of themselves, for stock nodes of a line.
+    pub(super) fn other_infos(&self, line: Line) -> BTreeMap<PeerId, TransportInfo> {
+        self.doors.infos(&self.nodes(), line)
+    }
+
+    /// The nodes of all members.
+    fn nodes(&self) -> BTreeSet<PeerId> {
         let members = self.logs.group().status().members;
-        let nodes = members.iter().map(|it| it.peer).collect();
-        self.doors.of(&nodes)
+        members.iter().map(|it| it.peer).collect()
     }
 
     /// This member's door, and those of the others.

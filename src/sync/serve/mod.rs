@@ -194,8 +194,8 @@ impl Shared {
             }
         };
         let knocks = Places::new(
-            KNOCKS_MAX + options.sessions_max,
-            KNOCKS_OF_PEER_MAX + options.sessions_of_peer_max,
+            KNOCKS_MAX.saturating_add(options.sessions_max),
+            KNOCKS_OF_PEER_MAX.saturating_add(options.sessions_of_peer_max),
         );
         let shared = Arc::new(Self {
             logs: logs.clone(),

@@ -2,16 +2,18 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use tokio::time::{sleep, timeout};
 
 use super::Shared;
 use crate::{
     identity::{PeerAddr, PeerId},
-    log_store::{Expected, LogError, NoteError, NoteRefused},
+    log_store::{Expected, LogError, Note, NoteError, NoteRefused},
     sync::outsiders::{self, Entry, Noted, REGISTER_MAX, Went},
 };
 
@@ -104,7 +106,7 @@ impl Shared {
     async fn tell(&self, peer: PeerId, news: &News) -> Result<(), NoteError> {
         let name = outsiders::entry_name(peer);
         for _ in 0..TRIES {
-            let notes = self.logs.notes(&name).map_err(LogError::from)?;
+            let notes = self.notes_of(name.clone()).await?;
             let held = notes.into_iter().next();
             let (mut entry, expected) = match held {
                 Some(note) => {
@@ -130,10 +132,18 @@ impl Shared {
         Ok(())
     }
 
+    async fn notes_of(&self, prefix: Bytes) -> Result<Vec<Note>, NoteError> {
+        let logs = self.logs.clone();
+        let reading = tokio::task::spawn_blocking(move || logs.notes(&prefix)).await;
+        let notes = reading.map_err(io::Error::other).flatten();
+        Ok(notes.map_err(LogError::from)?)
+    }
+
     /// Whether one more peer fits, be it for the one that was not heard of for the longest time.
     async fn has_room(&self) -> Result<bool, NoteError> {
-        let notes = self.logs.notes(outsiders::register_prefix());
-        let notes = notes.map_err(LogError::from)?;
+        let notes = self
+            .notes_of(Bytes::from_static(outsiders::register_prefix()))
+            .await?;
         if notes.len() < REGISTER_MAX {
             return Ok(true);
         }

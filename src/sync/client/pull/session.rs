@@ -99,7 +99,7 @@ impl Session {
                     if given.is_err() || !self.follow {
                         return Ok(());
                     }
-                    self.members.with(|it| it.progressed());
+                    self.members.with(|it| it.answered());
                 }
                 Frame::Members(list) => {
                     if !quiet.spent(Instant::now()) {

@@ -60,7 +60,7 @@ where
     if let Some(members) = told.now() {
         send(write, &members.encode(), limits).await?;
     }
-    sender.send(write, news, &mut quorate).await?;
+    sender.send(write, news, &mut quorate, &mut told).await?;
     if !request.follow {
         return Ok(());
     }
@@ -73,14 +73,14 @@ where
                 more.map_err(|_| ServeError::denied(Denied::Stopping))?;
                 let news = sender.news(topic, line, Look::Glance).await?;
                 if !news.is_empty() {
-                    sender.send(write, news, &mut quorate).await?;
+                    sender.send(write, news, &mut quorate, &mut told).await?;
                     due = Instant::now() + heartbeat;
                 }
             }
             () = sleep_until(due) => {
                 // Without news it is the heartbeat.
                 let news = sender.news(topic, line, Look::All).await?;
-                sender.send(write, news, &mut quorate).await?;
+                sender.send(write, news, &mut quorate, &mut told).await?;
                 due = Instant::now() + heartbeat;
             }
             members = told.next() => send(write, &members.encode(), limits).await?,
@@ -198,6 +198,7 @@ impl Sender<'_> {
         write: &mut W,
         news: VecDeque<Range>,
         quorate: &mut Quorate,
+        told: &mut Told,
     ) -> Result<(), ServeError> {
         let mut grown = Vec::with_capacity(news.len());
         for range in &news {
@@ -221,6 +222,10 @@ impl Sender<'_> {
                 .map_err(|it| ServeError::Logs(it.into()))?;
             let Some(frame) = frame else { break };
             reading = walk.read_on();
+            // It may go on for hours, and end with this member.
+            if let Some(members) = told.due() {
+                send(write, &members.encode(), self.limits).await?;
+            }
             let sending = send(write, &frame, self.limits);
             tokio::pin!(sending);
             loop {

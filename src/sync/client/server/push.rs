@@ -9,7 +9,7 @@ use tokio::{
 
 use super::{
     super::{
-        frames::{FRAME_MAX, Frame, OWED_MAX, RUN_OPERATIONS_MAX},
+        frames::{Frame, OWED_MAX, RUN_OPERATIONS_MAX},
         outcome::{Denied, PushOutcome},
         stream::FrameReader,
     },
@@ -51,12 +51,12 @@ where
     let mut ready_at = Instant::now() + owed;
     let mut answers = Answers::new(write, limits, Told::of(door));
     loop {
-        // A client that pushes faster than it may waits in its own window, but for one frame. One
+        // A client that pushes faster than it may waits in its own window, but for a little. One
         // that is gone meanwhile holds no place.
         let resting = async {
             tokio::select! {
                 () = sleep_until(ready_at) => Ok(()),
-                why = reader.broken(FRAME_MAX) => Err(why.into()),
+                why = reader.broken(REST_BYTES) => Err(why.into()),
                 () = lost(&mut quorate) => Err(ServeError::denied(Denied::NoQuorum)),
             }
         };
@@ -90,6 +90,8 @@ where
     }
 }
 
+/// What is taken in of a client that is to wait, in bytes.
+const REST_BYTES: usize = 1024 * 1024;
 /// From how long a rest on the client is told of it at once.
 const REST_TOLD: Duration = Duration::from_secs(1);
 

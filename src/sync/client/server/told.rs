@@ -52,6 +52,11 @@ impl Told {
         (!members.is_empty()).then_some(Frame::Members(members))
     }
 
+    /// What is news, unless something was told just now.
+    pub(super) fn due(&mut self) -> Option<Frame> {
+        (Instant::now() >= self.due).then(|| self.now()).flatten()
+    }
+
     /// Waits for news; for ever, where there will be none. Cancel-safe.
     pub(super) async fn next(&mut self) -> Frame {
         loop {

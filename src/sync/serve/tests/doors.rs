@@ -181,13 +181,24 @@ async fn whoever_finds_one_door_finds_them_all() {
         let members: Vec<_> = door.ticket().members().iter().map(|it| it.peer()).collect();
         assert_eq!(members, [door.id(), other]);
         for line in Line::ALL {
-            let infos = door.shared().doors.infos(line);
+            let infos = door.shared().other_infos(line);
             assert!(infos.contains_key(&other), "stock nodes are told of it");
         }
     }
     // Members are no peers of each other: they have the logs by themselves.
     doors[0].add_peer(doors[1].addr());
     assert!(doors[0].status().peers.is_empty());
+    // One that was removed is told of no more, whatever it has said.
+    let removing = house.logs[0].group().remove(house.logs[1].group().member());
+    soon("the removal", removing)
+        .await
+        .expect("a quorum is there");
+    for line in Line::ALL {
+        let told = || !doors[0].shared().other_infos(line).is_empty();
+        until("it is not told of", || !told()).await;
+    }
+    let notes = house.logs[0].notes(b"sync/door/").expect("readable");
+    assert_eq!(notes.len(), 2, "what it has said is still there");
     for door in &doors {
         door.stop().await;
     }
