@@ -70,10 +70,10 @@ struct Reader {
     chunk: u64,
     /// What each member has sent it since that was started.
     sent: [u64; 3],
-    /// From SIGKILL to the next operations that another member has sent, and to the first of them
-    /// that is taken in, and through which member.
-    next: Option<Duration>,
-    takeover: Option<(Duration, char)>,
+    /// From SIGKILL to the end of the next chunk, and by which member it was sent.
+    next: Option<(Duration, char)>,
+    /// From SIGKILL until it has taken in the first operation that another member sent.
+    taken_in: Option<Duration>,
 }
 
 /// What has been done to a member.
@@ -244,10 +244,10 @@ impl Run {
             && told.sent > before
             && reader.next.is_none()
         {
-            let took = killed.elapsed();
-            reader.next = Some(took);
-            let (took, from, line) = (took.as_secs_f64(), letter(from), reader.line);
-            let said = format!("{took:.2} s after the kill {from} goes on for the {line} node");
+            let (took, from, line) = (killed.elapsed(), letter(from), reader.line);
+            reader.next = Some((took, from));
+            let took = took.as_secs_f64();
+            let said = format!("{took:.2} s after the kill {from} has sent the {line} node more");
             self.screen.say(&said);
         }
     }
@@ -269,19 +269,14 @@ impl Run {
         let Some((killed, victim)) = self.killed.zip(self.victim.member()) else {
             return;
         };
-        for reader in self.readers.iter_mut().filter(|it| it.takeover.is_none()) {
-            let Some((at, remote)) = reader.next_after(killed, &self.members[victim]) else {
+        for reader in self.readers.iter_mut().filter(|it| it.taken_in.is_none()) {
+            let Some(at) = reader.taken_in_after(killed, &self.members[victim]) else {
                 continue;
             };
-            let is = |it: &Member| {
-                it.address
-                    .as_ref()
-                    .is_some_and(|it| it.starts_with(&remote))
-            };
-            let through = self.members.iter().position(is).map_or('?', letter);
-            reader.takeover = Some((at, through));
+            reader.taken_in = Some(at);
             let (line, took) = (reader.line, at.as_secs_f64());
-            let said = format!("{took:.2} s after the kill the {line} node takes in what it sends");
+            let said =
+                format!("{took:.2} s after the kill the {line} node takes in the first of it");
             self.screen.say(&said);
         }
     }
@@ -305,7 +300,7 @@ impl Run {
                 self.screen
                     .say(&format!("SIGKILL for {name}, which serves {served}"));
             }
-            Victim::Killed(victim) if self.readers.iter().all(|it| it.takeover.is_some()) => {
+            Victim::Killed(victim) if self.readers.iter().all(|it| it.taken_in.is_some()) => {
                 let has: u64 = self.readers.iter().map(|it| it.has).sum();
                 if has * 3 >= self.operations * 4 {
                     cluster.restart(victim, &self.ticket).await?;
@@ -392,17 +387,16 @@ impl Reader {
             chunk: 0,
             sent: [0; 3],
             next: None,
-            takeover: None,
+            taken_in: None,
         })
     }
 
     /// The first operation that came in a session with another member than the killed one.
-    fn next_after(&self, killed: Instant, victim: &Member) -> Option<(Duration, String)> {
+    fn taken_in_after(&self, killed: Instant, victim: &Member) -> Option<Duration> {
         let dead = victim.address.clone().unwrap_or_default();
         self.stock.look(|it| {
             let next = it.chunk_after(killed, &dead)?;
-            let first = next.first?.duration_since(killed);
-            Some((first, next.remote.clone()))
+            Some(next.first?.duration_since(killed))
         })
     }
 
@@ -442,7 +436,7 @@ impl Reader {
             held: logs.iter().map(|it| it.1).sum(),
             complete: is_complete(&logs, &[operations, OWN]),
             next: self.next,
-            takeover: self.takeover,
+            taken_in: self.taken_in,
             resent: seen.received().saturating_sub(operations),
             members,
             ids: ids.map(hash).unwrap_or_default(),

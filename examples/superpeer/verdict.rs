@@ -12,10 +12,10 @@ pub(crate) struct Outcome {
     pub(crate) held: u64,
     /// Whether its logs are as high as they should be, without a gap.
     pub(crate) complete: bool,
-    /// From SIGKILL until another member had sent it operations, and until it had taken in the
-    /// first of them, behind what it still had; and through which member.
-    pub(crate) next: Option<Duration>,
-    pub(crate) takeover: Option<(Duration, char)>,
+    /// From SIGKILL until another member had sent it the next chunk, and which one that was.
+    pub(crate) next: Option<(Duration, char)>,
+    /// Until it had taken in the first operation of that, behind what it had still to take in.
+    pub(crate) taken_in: Option<Duration>,
     /// Operations that it was sent and had.
     pub(crate) resent: u64,
     /// What members hold: how many operations, how many ids, and the hash of the ids.
@@ -38,7 +38,7 @@ impl Outcome {
     }
 
     fn is_good(&self) -> bool {
-        let takeover = self.next.is_some() && self.takeover.is_some();
+        let takeover = self.next.is_some() && self.taken_in.is_some();
         self.complete && self.held == self.operations && self.is_equal() && takeover
     }
 }
@@ -62,14 +62,12 @@ impl fmt::Display for Verdict {
         )?;
         for outcome in &self.outcomes {
             let Outcome { line, next, .. } = outcome;
-            let took = next.map_or("none".into(), seconds);
-            let meaning = match outcome.takeover {
-                Some((taken_in, through)) => format!(
-                    "from SIGKILL to the next operations, through {through}; taken in after {}",
-                    seconds(taken_in)
-                ),
-                None => "from SIGKILL to the next operations; none was taken in".into(),
+            let taken_in = outcome.taken_in.map_or("none".into(), seconds);
+            let (took, by) = match next {
+                Some((took, by)) => (seconds(*took), by.to_string()),
+                None => ("none".into(), "nobody".into()),
             };
+            let meaning = format!("from SIGKILL to the next chunk, by {by}; taken in: {taken_in}");
             row(&format!("takeover {line}"), &took, &meaning)?;
         }
         let lost = sum(|it| it.operations.saturating_sub(it.held));
@@ -123,8 +121,8 @@ mod tests {
             operations: 30,
             held: 30,
             complete: true,
-            next: Some(Duration::from_millis(600)),
-            takeover: Some((Duration::from_secs(1), 'B')),
+            next: Some((Duration::from_millis(600), 'B')),
+            taken_in: Some(Duration::from_secs(1)),
             resent: 5,
             members: vec![(30, 30, "ids".into()); 3],
             ids: "ids".into(),
@@ -142,7 +140,7 @@ mod tests {
         assert!(verdict(|_| {}).is_good());
         assert!(!verdict(|it| it.held = 29).is_good());
         assert!(!verdict(|it| it.complete = false).is_good());
-        assert!(!verdict(|it| it.takeover = None).is_good());
+        assert!(!verdict(|it| it.taken_in = None).is_good());
         assert!(!verdict(|it| it.next = None).is_good());
         assert!(!verdict(|it| it.members[2].0 = 31).is_good());
         assert!(!verdict(|it| it.members[0].2 = "others".into()).is_good());
