@@ -13,7 +13,8 @@
 use std::time::Duration;
 
 /// How fast a group notices and acts. One preset for a LAN, one for the internet. Give all members
-/// of a group the same: a member that is faster than the others disturbs them.
+/// of a group the same: a member that is faster than the others disturbs them. Each time is at most
+/// [`TIME_LIMIT`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
     /// Between two heartbeats on a bond, and between two of the leader's.
@@ -85,11 +86,12 @@ pub struct Config {
     /// How long `execute` and `retry` try before they say `NotApplied` or `Unknown`; up to twice as
     /// long where their turn has to come first, or a session is to be opened for them. The wait for
     /// room comes before that, see [`commands_outstanding_max`](Self::commands_outstanding_max).
-    /// Default 10 s.
+    /// Default 10 s, at most [`TIME_LIMIT`].
     pub execute_timeout: Duration,
-    /// How long `query` waits for a quorum to confirm what must be read. Default 10 s.
+    /// How long `query` waits for a quorum to confirm what must be read. Default 10 s, at most
+    /// [`TIME_LIMIT`].
     pub query_timeout: Duration,
-    /// How long `join` tries to be admitted. Default 30 s.
+    /// How long `join` tries to be admitted. Default 30 s, at most [`TIME_LIMIT`].
     pub join_timeout: Duration,
     /// Members that vote; further ones stay learners. Default 5. The leader's setting counts, so
     /// give all members the same one.
@@ -111,6 +113,9 @@ pub struct Config {
 
 /// No setting may allow a larger command, in bytes: it must fit a frame and a journal record.
 pub const COMMAND_BYTES_LIMIT: usize = 8 * 1024 * 1024;
+
+/// No time in the settings may be longer: 30 days. Who wants to wait for ever asks again.
+pub const TIME_LIMIT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 impl Default for Config {
     fn default() -> Self {
@@ -146,10 +151,26 @@ impl Config {
             election_timeout_max,
             redial_min,
             redial_max,
-            ..
+            campaign_jitter,
+            dial_timeout,
         } = self.timing;
         let silence = heartbeat.saturating_mul(heartbeats_missed);
-        let relations: [(bool, &'static str); 10] = [
+        let longest = [
+            silence,
+            bond_timeout,
+            election_timeout_max,
+            redial_max,
+            campaign_jitter,
+            dial_timeout,
+            self.execute_timeout,
+            self.query_timeout,
+            self.join_timeout,
+        ];
+        let relations: [(bool, &'static str); 11] = [
+            (
+                longest.iter().all(|it| *it <= TIME_LIMIT),
+                "no time may be longer than TIME_LIMIT, 30 days",
+            ),
             (!heartbeat.is_zero(), "timing.heartbeat must not be zero"),
             (
                 heartbeats_missed > 0,
@@ -220,5 +241,11 @@ mod tests {
             error.to_string().contains("election_timeout_min"),
             "{error}"
         );
+        let endless = Config {
+            execute_timeout: Duration::MAX,
+            ..Config::default()
+        };
+        let error = endless.check().expect_err("longer than any clock");
+        assert!(error.to_string().contains("30 days"), "{error}");
     }
 }
