@@ -29,7 +29,8 @@ use crate::{
     sync::LogTicket,
 };
 
-/// Clients that shake hands, or hear that there is no place, beside the sessions.
+/// Clients that shake hands, or hear that there is no place, at once: as many as there may be
+/// sessions, and so many more. Those that are served are not among them.
 const KNOCKS_MAX: usize = 64;
 
 /// How to open a [`LogServer`], which has an example.
